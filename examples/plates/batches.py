@@ -1,0 +1,182 @@
+"""Batches of conversations for training, made in a process of its own so that the trainer never waits for a drawing."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from multiprocessing.queues import Queue
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from examples.plates.architecture import MERGE, PATCH_PX
+from examples.plates.encode import IGNORED, ConversationCode, Encoder, IntArray
+from examples.plates.questions import training_stream
+
+WINDOW_PX = 112
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Runs of patches that attend to each other, grouped by length so that each group is one batched attention.
+
+    order: [patches] patches in group order; groups: (runs, length) of each group, in that order.
+    """
+
+    order: IntArray
+    groups: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations padded on the right to one length; patches of all pictures packed, windows side by side."""
+
+    ids: IntArray  # [conversations, tokens]
+    targets: IntArray  # [conversations, tokens]
+    positions: IntArray  # [3, conversations, tokens]
+    patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
+    patch_positions: IntArray  # [patches, 2]: row, column
+    hints: IntArray  # [patches, 4]
+    windows: Segments
+    pictures: Segments
+    token_order: IntArray  # [patches / 4]: place of each picture token among the packed ones
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How one grid of patches is packed."""
+
+    patch_order: IntArray
+    token_order: IntArray
+    positions: IntArray
+    window_lengths: tuple[int, ...]
+
+
+@lru_cache(maxsize=512)
+def _layout(rows: int, columns: int) -> _Layout:
+    grid = torch.tensor([[1, rows, columns]])
+    window_index, ends = get_vision_window_index(grid, MERGE, WINDOW_PX, PATCH_PX)
+    unit = MERGE * MERGE
+    order = (window_index[:, None] * unit + torch.arange(unit)).reshape(-1)
+    positions = get_vision_position_ids(grid, MERGE)[order]
+    lengths = tuple((ends[1:] - ends[:-1]).tolist())
+    return _Layout(
+        order.numpy(), torch.argsort(window_index).numpy(), positions.numpy(), lengths
+    )
+
+
+def segments(lengths: list[int]) -> Segments:
+    """Groups consecutive runs of the given lengths by length."""
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    orders, groups = [], []
+    for length in sorted(set(lengths)):
+        chosen = starts[np.array(lengths) == length]
+        orders.append((chosen[:, None] + np.arange(length)).reshape(-1))
+        groups.append((len(chosen), length))
+    return Segments(np.concatenate(orders), tuple(groups))
+
+
+def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
+    """One batch; at least one conversation must hold a picture."""
+    longest = max(len(code.ids) for code in codes)
+    ids = np.full((len(codes), longest), pad_id, dtype=np.int64)
+    targets = np.full((len(codes), longest), IGNORED, dtype=np.int64)
+    positions = np.zeros((3, len(codes), longest), dtype=np.int64)
+    for row, code in enumerate(codes):
+        ids[row, : len(code.ids)] = code.ids
+        targets[row, : len(code.ids)] = code.targets
+        positions[:, row, : len(code.ids)] = code.positions
+    pictures = [picture for code in codes for picture in code.pictures]
+    layouts = [_layout(*picture.grid) for picture in pictures]
+    sizes = [len(layout.token_order) for layout in layouts]
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    pairs = list(zip(pictures, layouts, strict=True))
+    return Batch(
+        ids,
+        targets,
+        positions,
+        np.concatenate([picture.patches[layout.patch_order] for picture, layout in pairs]),
+        np.concatenate([layout.positions for layout in layouts]),
+        np.concatenate([picture.hints[layout.patch_order] for picture, layout in pairs]),
+        segments([length for layout in layouts for length in layout.window_lengths]),
+        segments([len(layout.patch_order) for layout in layouts]),
+        np.concatenate(
+            [layout.token_order + at for layout, at in zip(layouts, offsets, strict=True)]
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Diet:
+    """What a stage of training is fed: `batch_tokens` bounds conversations x padded length."""
+
+    seed: int
+    max_turns: int
+    max_pictures: int
+    batch_tokens: int
+
+
+def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch]:
+    """Endless batches of conversations of similar length, in random order."""
+    encoder = Encoder(tokenizer)
+    rng = np.random.default_rng(diet.seed)
+    pad_id = tokenizer.token_to_id("<|endoftext|>")
+    stream = training_stream(
+        diet.seed, max_turns=diet.max_turns, max_pictures=diet.max_pictures
+    )
+    while True:
+        codes = sorted((encoder.encode(chat) for chat in islice(stream, pool)), key=_length)
+        ready = list(_cut(codes, diet.batch_tokens))
+        for index in rng.permutation(len(ready)):
+            if any(code.pictures for code in ready[index]):
+                yield collate(ready[index], pad_id)
+
+
+def _length(code: ConversationCode) -> int:
+    return len(code.ids) + sum(len(picture.patches) for picture in code.pictures)
+
+
+def _cut(codes: list[ConversationCode], batch_tokens: int) -> Iterator[list[ConversationCode]]:
+    """Slices whose patches and tokens stay near `batch_tokens`."""
+    batch: list[ConversationCode] = []
+    cost = 0
+    for code in codes:
+        batch.append(code)
+        cost += _length(code)
+        if cost >= batch_tokens:
+            yield batch
+            batch, cost = [], 0
+    if batch:
+        yield batch
+
+
+def _serve(queue: Queue[Batch], tokenizer_json: str, diet: Diet) -> None:
+    os.nice(3)
+    torch.set_num_threads(1)
+    for batch in batches(Tokenizer.from_str(tokenizer_json), diet):
+        queue.put(batch)
+
+
+class BatchProcess:
+    """Batches from a child process, a few ahead; `close` ends it."""
+
+    def __init__(self, tokenizer: Tokenizer, diet: Diet) -> None:
+        context = mp.get_context("spawn")
+        self._queue: Queue[Batch] = context.Queue(maxsize=12)
+        arguments = (self._queue, tokenizer.to_str(), diet)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+
+    def next(self) -> Batch:
+        return self._queue.get(timeout=300)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()

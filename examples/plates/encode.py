@@ -1,0 +1,164 @@
+"""Conversations to arrays: token ids, what to learn, pixels as the image processor makes them, and where marks lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from examples.plates.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, TOKEN_PX
+from examples.plates.draw import COLOUR_NAMES, SHAPES, Mark, Spec, draw, marks
+from examples.plates.questions import Conversation
+
+IntArray = NDArray[np.int64]
+ByteArray = NDArray[np.uint8]
+IGNORED = -100
+GLYPHS: tuple[str, ...] = (*"0123456789", *SHAPES)
+
+
+@dataclass(frozen=True)
+class PictureCode:
+    """One picture in patches, in the order of the image processor (merge blocks of 2 x 2)."""
+
+    grid: tuple[int, int]
+    patches: ByteArray  # [patches, 3 * PATCH_PX * PATCH_PX], before normalisation, one frame
+    hints: IntArray  # [patches, 4]: glyph, colour, is a centre, place in the number; 0 is "nothing"
+
+
+@dataclass(frozen=True)
+class ConversationCode:
+    """One conversation as the model reads it."""
+
+    ids: IntArray  # [tokens]
+    targets: IntArray  # [tokens]: the next token where it is to be learned, else IGNORED
+    positions: IntArray  # [3, tokens]: M-RoPE's time, height, width
+    pictures: tuple[PictureCode, ...]
+
+
+def resized(picture: Image.Image) -> Image.Image:
+    """The picture at the size that the image processor chooses for it."""
+    height, width = smart_resize(
+        picture.height, picture.width, TOKEN_PX, MIN_PIXELS, MAX_PIXELS
+    )
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@lru_cache(maxsize=512)
+def _block_order(rows: int, columns: int) -> IntArray:
+    """Raster index of each patch in merge-block order, for a grid of patches."""
+    raster = np.arange(rows * columns, dtype=np.int64)
+    blocks = raster.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1)
+
+
+def _hints(found: list[Mark], rows: int, columns: int) -> IntArray:
+    table = np.zeros((rows, columns, 4), dtype=np.int64)
+    for mark in found:
+        left, right = _span(mark.centre[0], mark.half_size[0], columns)
+        top, bottom = _span(mark.centre[1], mark.half_size[1], rows)
+        table[top:bottom, left:right, 0] = 1 + GLYPHS.index(mark.label)
+        table[top:bottom, left:right, 1] = 1 + COLOUR_NAMES.index(mark.colour)
+    for mark in found:
+        row = min(rows - 1, max(0, int(mark.centre[1] * rows)))
+        column = min(columns - 1, max(0, int(mark.centre[0] * columns)))
+        glyph = 1 + GLYPHS.index(mark.label)
+        table[row, column] = (glyph, 1 + COLOUR_NAMES.index(mark.colour), 1, mark.order)
+    return table.reshape(-1, 4)
+
+
+def _span(centre: float, half: float, cells: int) -> tuple[int, int]:
+    """The cells whose middle lies within `half` of `centre` (both in fractions of the side)."""
+    first = int(np.ceil((centre - half) * cells - 0.5))
+    last = int(np.floor((centre + half) * cells - 0.5))
+    return max(0, first), min(cells, last + 1)
+
+
+def encode_picture(spec: Spec) -> PictureCode:
+    """Draws, resizes and cuts one picture."""
+    picture = resized(draw(spec))
+    pixels = np.asarray(picture, dtype=np.uint8)
+    rows, columns = picture.height // PATCH_PX, picture.width // PATCH_PX
+    patches = pixels.reshape(rows, PATCH_PX, columns, PATCH_PX, 3).transpose(0, 2, 4, 1, 3)
+    order = _block_order(rows, columns)
+    return PictureCode(
+        (rows, columns),
+        patches.reshape(rows * columns, -1)[order],
+        _hints(marks(spec), rows, columns)[order],
+    )
+
+
+def picture_positions(rows: int, columns: int) -> IntArray:
+    """M-RoPE positions of one picture's tokens, counted from its first. [3, tokens]."""
+    height, width = rows // MERGE, columns // MERGE
+    y, x = np.divmod(np.arange(height * width, dtype=np.int64), width)
+    return np.stack([np.zeros_like(y), y, x])
+
+
+class Encoder:
+    """Turns conversations into arrays with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pad = {name: self._id(f"<|{name}|>") for name in ("image_pad", "vision_start")}
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        assert found is not None, token
+        return int(found)
+
+    def encode(self, chat: Conversation) -> ConversationCode:
+        """The conversation in the chat template's words; every answer and its end are to be learned."""
+        writer = _Writer(self._tokenizer, self._pad["image_pad"])
+        if chat.system is not None:
+            writer.text(f"<|im_start|>system\n{chat.system}<|im_end|>\n")
+        for turn in chat.turns:
+            writer.text("<|im_start|>user\n")
+            for spec in turn.pictures:
+                writer.picture(encode_picture(spec))
+            writer.text(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
+            writer.text(f"{turn.answer}<|im_end|>", learn=True)
+            writer.text("\n")
+        return writer.finish()
+
+
+class _Writer:
+    """Collects tokens, positions and pictures of one conversation."""
+
+    def __init__(self, tokenizer: Tokenizer, image_pad: int) -> None:
+        self._tokenizer, self._image_pad = tokenizer, image_pad
+        self._ids: list[int] = []
+        self._learned: list[bool] = []
+        self._positions: list[IntArray] = []
+        self._next = 0
+        self._pictures: list[PictureCode] = []
+
+    def text(self, text: str, *, learn: bool = False) -> None:
+        ids = self._tokenizer.encode(text).ids
+        self._ids += ids
+        self._learned += [learn] * len(ids)
+        span = np.arange(self._next, self._next + len(ids), dtype=np.int64)
+        self._positions.append(np.broadcast_to(span, (3, len(ids))))
+        self._next += len(ids)
+
+    def picture(self, code: PictureCode) -> None:
+        self._pictures.append(code)
+        self.text(f"Picture {len(self._pictures)}: <|vision_start|>")
+        positions = picture_positions(*code.grid)
+        self._ids += [self._image_pad] * positions.shape[1]
+        self._learned += [False] * positions.shape[1]
+        self._positions.append(positions + self._next)
+        self._next += max(code.grid) // MERGE
+        self.text("<|vision_end|>")
+
+    def finish(self) -> ConversationCode:
+        ids = np.array(self._ids, dtype=np.int64)
+        targets = np.full_like(ids, IGNORED)
+        learned = np.array(self._learned[1:])
+        targets[:-1][learned] = ids[1:][learned]
+        positions = np.concatenate(self._positions, axis=1)
+        return ConversationCode(ids, targets, positions, tuple(self._pictures))

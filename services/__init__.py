@@ -1,0 +1,1 @@
+"""The Triptych services: gateway, encoder, prefill, decode, and their launcher."""

@@ -1,0 +1,1 @@
+"""The decode stage: from a sequence's KV to its tokens."""

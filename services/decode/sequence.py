@@ -1,0 +1,59 @@
+"""One answer while it is being generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.cache.block_pool import BlockHandle
+from shared.messages.descriptor import SamplingParams, WorkerRef
+from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The live state of one sequence. Compared by identity.
+
+    `kv_len` tokens lie in `blocks`; `last_token_id` is the newest token, not in the cache yet, and
+    stands at rotary position `next_pos`; `next_index` counts the tokens of the answer so far.
+    """
+
+    request_id: str
+    attempt: int
+    gateway: WorkerRef
+    sampling: SamplingParams
+    blocks: BlockHandle
+    kv_len: int
+    next_pos: int
+    last_token_id: int
+    next_index: int
+    retired: bool = False
+
+    def append(self, token_id: int) -> tuple[Event, ...]:
+        """Take in the token that the last step chose; returns what to tell the gateway.
+
+        A stop token ends the answer and is not part of it. The last event says whether the answer
+        is complete.
+        """
+        self.kv_len += 1
+        self.next_pos += 1
+        if token_id in self.sampling.stop_token_ids:
+            return (self._finished(FinishReason.STOP),)
+        token = TokenEvent(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            index=self.next_index,
+            token_id=token_id,
+        )
+        self.last_token_id = token_id
+        self.next_index += 1
+        if self.next_index >= self.sampling.max_tokens:
+            return (token, self._finished(FinishReason.LENGTH))
+        return (token,)
+
+    def _finished(self, reason: FinishReason) -> FinishedEvent:
+        return FinishedEvent(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            num_tokens=self.next_index,
+            reason=reason,
+        )

@@ -1,0 +1,1 @@
+"""The encode stage: pictures to embeddings."""

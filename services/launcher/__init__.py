@@ -1,0 +1,1 @@
+"""`triptych up`: a NATS server and every service on one machine, supervised."""

@@ -1,0 +1,63 @@
+"""Settings of `triptych up` and `triptych demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from shared.runtime.flags import flag
+from shared.runtime.settings import ModelSettings, ServiceSettings, TelemetrySettings
+
+
+class LauncherSettings(ServiceSettings):
+    """Starts a NATS server, one gateway and the workers on this machine, and watches over them.
+
+    The processes inherit TRIPTYCH_* variables, so a setting of theirs can be given that way.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+examples:
+  triptych up                                  the demo model on port 8000
+  triptych up --model DIR --decodes 2          a model of yours, two decode workers
+  triptych up --nats-url nats://10.0.0.5:4222  join a NATS server that already runs
+  triptych up --data-dir /var/lib/triptych     keep queued work across restarts"""
+
+    model: ModelSettings = ModelSettings()
+    # What the children say at info level is for their log; the terminal shows what needs a reader.
+    telemetry: TelemetrySettings = TelemetrySettings(log_level="warning")
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on")
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port that the gateway listens on; 0: any free one"
+    )
+    encoders: int = Field(1, ge=0, le=64, description="Encode workers")
+    prefills: int = Field(1, ge=1, le=64, description="Prefill workers")
+    decodes: int = Field(1, ge=1, le=64, description="Decode workers")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of each worker; 0: this machine's cores divided among them",
+        json_schema_extra=flag("threads", "COUNT"),
+    )
+    data_dir: Path | None = Field(
+        None,
+        description="Folder for queued work and media; without one it ends with the command",
+        json_schema_extra=flag("data-dir", "DIR"),
+    )
+    ready_timeout_s: float = Field(
+        900.0, gt=0, description="Seconds until the start counts as failed"
+    )
+    drain_s: float = Field(
+        20.0, ge=0, description="Seconds for requests in flight to end before processes are killed"
+    )
+
+    @property
+    def num_workers(self) -> int:
+        return self.encoders + self.prefills + self.decodes
+
+    @property
+    def starts_nats(self) -> bool:
+        """Whether nobody named a NATS server, so that the launcher runs its own."""
+        return "url" not in self.bus.model_fields_set

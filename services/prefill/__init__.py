@@ -1,0 +1,1 @@
+"""The prefill stage: prompts and embeddings to KV blocks and a first token."""

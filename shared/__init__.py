@@ -1,0 +1,1 @@
+"""Code that every Triptych service builds on; nothing in here imports `services`."""

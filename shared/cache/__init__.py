@@ -1,0 +1,1 @@
+"""The paged KV cache: who owns which block (pure), and the tensors behind the blocks (torch)."""

@@ -1,0 +1,47 @@
+"""Who lives, which requests live, and what shall stop."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.messages.base import Message
+from shared.messages.descriptor import WorkerRef
+
+
+class Role(StrEnum):
+    """What an instance does."""
+
+    GATEWAY = "gateway"
+    ENCODE = "encode"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Registration(Message):
+    """A worker's entry in the `workers` bucket; re-put as heartbeat, gone when its TTL lapses."""
+
+    worker: WorkerRef
+    role: Role
+    model: str
+    compatibility: str
+    host: str
+    pid: int
+    ready: bool
+    capacity: dict[str, int] = {}
+
+
+class CancelRequest(Message):
+    """Broadcast by the gateway: drop every attempt of this request up to `attempt`, at the next step."""
+
+    request_id: str
+    attempt: Annotated[int, Field(ge=0)]
+
+
+class RequestsAlive(Message):
+    """A gateway's heartbeat: these requests are wanted, so leases held for them are extended."""
+
+    gateway: WorkerRef
+    request_ids: tuple[str, ...]

@@ -1,0 +1,84 @@
+"""What a request is: token ids with exact placeholder runs, media by content hash, sampling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shared.messages.base import Message
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class WorkerRef(Message):
+    """One life of one process. A restarted worker keeps its name and gets a new, larger incarnation."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    incarnation: Annotated[int, Field(ge=0)]
+
+
+class SamplingParams(Message):
+    """How the next token is chosen; `temperature == 0` is greedy.
+
+    Randomness is a function of (`seed`, index of the token in the answer) alone, so an answer does
+    not depend on the batch, the worker or a recovery. The gateway draws a seed if the client gave none.
+    """
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    stop_token_ids: tuple[TokenId, ...] = ()
+
+
+class MediaItem(Message):
+    """One picture of a request, in prompt order.
+
+    `sha256` names the raw bytes in the media store; `content_key` names the embedding (bytes, model
+    and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging; the
+    placeholders occupy `[offset, offset + num_tokens)` of the prompt.
+    """
+
+    kind: Literal["image"]
+    sha256: Sha256Hex
+    content_key: Sha256Hex
+    grid_thw: tuple[int, int, int]
+    offset: Annotated[int, Field(ge=0)]
+    num_tokens: Annotated[int, Field(ge=1)]
+
+
+class RequestDescriptor(Message):
+    """Everything a stage needs to know of a request.
+
+    `emitted_token_ids` are answer tokens that already reached the client: a resubmission after a
+    failure prefills prompt + emitted and carries on at index `len(emitted_token_ids)`.
+    """
+
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    attempt: Annotated[int, Field(ge=0)]
+    gateway: WorkerRef
+    model: str
+    prompt_token_ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    emitted_token_ids: tuple[TokenId, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    sampling: SamplingParams
+    created_unix_s: float
+    deadline_unix_s: float
+
+    @property
+    def next_index(self) -> int:
+        """Index, in the answer, of the next token to generate."""
+        return len(self.emitted_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values the first generated token attends to."""
+        return len(self.prompt_token_ids) + len(self.emitted_token_ids)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Upper bound of the sequence's length when the answer is complete."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens

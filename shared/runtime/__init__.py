@@ -1,0 +1,1 @@
+"""What every service process is built from: settings, lifecycle, registration, task intake, compute thread."""

@@ -1,0 +1,206 @@
+"""From a work queue to running coroutines: takes tasks when there is room, one coroutine per task.
+
+In: a work queue, a `serve` coroutine, and the stage's answer to "is there room?". Out: every delivery ends in
+exactly one of: acknowledged (its result is safe, its failure was reported, or nobody wants it), or
+given back to the queue (this process is stopping). A task that waits or runs long keeps its claim by
+in-progress heartbeats. Knows neither models nor memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from shared.bus.base import Delivery, WorkQueue
+from shared.clock import Clock, wall
+from shared.errors import BusError, FailureKind, RequestFailed, TriptychError
+from shared.messages.work import DecodeTask, EncodeTask, Origin, PrefillTask
+from shared.runtime.cancellations import Cancellations
+from shared.runtime.events import EventSink
+from shared.runtime.signal import Signal
+from shared.telemetry import tracing
+
+logger = logging.getLogger(__name__)
+
+TAKE_TIMEOUT_S = 1.0
+BUS_RETRY_S = 0.5
+
+T = TypeVar("T", EncodeTask, PrefillTask, DecodeTask)
+
+
+class Ticket:
+    """A running task's link back to the intake: `admit()` lets the next task be looked at.
+
+    Until a task is admitted (memory reserved) it stands at the head of the line, so that a large
+    request is never overtaken for ever by small ones.
+    """
+
+    def __init__(self) -> None:
+        self._admitted = asyncio.Event()
+
+    def admit(self) -> None:
+        """Memory is reserved. Idempotent."""
+        self._admitted.set()
+
+    async def wait_admitted(self) -> None:
+        """Wait until the task has its memory, or has ended without it."""
+        await self._admitted.wait()
+
+
+Serve = Callable[[T, Ticket], Awaitable[None]]
+
+
+class Intake(Generic[T]):
+    """Runs `serve(task, ticket)` for each task of a queue.
+
+    `has_room` says whether the stage would take another task now; it is asked again after every
+    `room.notify()`, which the intake itself calls whenever a task ends.
+    """
+
+    def __init__(
+        self,
+        queue: WorkQueue[T],
+        serve: Serve[T],
+        *,
+        stage: str,
+        has_room: Callable[[], bool],
+        room: Signal,
+        events: EventSink,
+        cancellations: Cancellations,
+        heartbeat_s: float,
+        clock: Clock = wall,
+    ) -> None:
+        self._queue = queue
+        self._serve = serve
+        self._stage = stage
+        self._has_room = has_room
+        self._room = room
+        self._events = events
+        self._cancellations = cancellations
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: set[Delivery[T]] = set()
+
+    @property
+    def num_held(self) -> int:
+        """Tasks taken and not yet ended."""
+        return len(self._held)
+
+    async def run(self, stopping: asyncio.Event, drain_s: float) -> None:
+        """Take tasks until `stopping` is set, then wait up to `drain_s` for those that run."""
+        heartbeat = asyncio.create_task(self._beat(), name=f"{self._stage} heartbeats")
+        take = asyncio.create_task(self._take_all(), name=f"{self._stage} intake")
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait([take, stop, heartbeat], return_when=asyncio.FIRST_COMPLETED)
+            for task in (take, heartbeat):
+                if task.done() and not stopping.is_set():
+                    task.result()  # raises what broke it
+            take.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=drain_s)
+        finally:
+            await _cancel_all([take, stop, *self._tasks])
+            await _cancel_all([heartbeat])
+
+    async def _take_all(self) -> None:
+        while True:
+            await self._room.until(self._has_room)
+            try:
+                # One at a time: a worker that took several would keep them from an idle sibling.
+                deliveries = await self._queue.take(1, TAKE_TIMEOUT_S)
+            except BusError as error:
+                logger.warning("%s: cannot take tasks, trying again: %s", self._stage, error)
+                await asyncio.sleep(BUS_RETRY_S)
+                continue
+            for delivery in deliveries:
+                await self._start(delivery)
+
+    async def _start(self, delivery: Delivery[T]) -> None:
+        ticket = Ticket()
+        self._held.add(delivery)
+        task = asyncio.create_task(self._run_one(delivery, ticket))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await ticket.wait_admitted()
+
+    async def _run_one(self, delivery: Delivery[T], ticket: Ticket) -> None:
+        origin = delivery.message.origin
+        this = asyncio.current_task()
+        assert this is not None
+        cancelled_by_client = False
+
+        def cancel() -> None:
+            nonlocal cancelled_by_client
+            cancelled_by_client = True
+            this.cancel()
+
+        unwatch = self._cancellations.watch(origin.request_id, origin.attempt, cancel)
+        try:
+            with tracing.attached(delivery.headers):
+                tracing.record_queue_span(self._stage, delivery.queued_s)
+                await self._serve_or_fail(delivery, origin, ticket)
+        except asyncio.CancelledError:
+            if not cancelled_by_client:
+                await _quietly(delivery.nak())
+                raise
+            await _quietly(delivery.ack())
+        finally:
+            unwatch()
+            ticket.admit()
+            self._held.discard(delivery)
+            self._room.notify()
+
+    async def _serve_or_fail(self, delivery: Delivery[T], origin: Origin, ticket: Ticket) -> None:
+        if self._cancellations.is_cancelled(origin.request_id, origin.attempt):
+            await delivery.ack()
+            return
+        try:
+            async with asyncio.timeout(origin.deadline_unix_s - self._clock()):
+                await self._serve(delivery.message, ticket)
+            await delivery.ack()
+        except TimeoutError:
+            await self._fail(delivery, origin, _too_late(self._stage))
+        except RequestFailed as failure:
+            await self._fail(delivery, origin, failure)
+        except BusError as error:
+            # The bus itself is in trouble: the task returns to the queue when its claim lapses.
+            logger.warning("%s: request %s: %s", self._stage, origin.request_id, error)
+            await _quietly(delivery.nak(BUS_RETRY_S))
+        except Exception as error:
+            logger.exception("%s: request %s failed", self._stage, origin.request_id)
+            detail = str(error) if isinstance(error, TriptychError) else type(error).__name__
+            failure = RequestFailed(FailureKind.INTERNAL, f"{self._stage} failed: {detail}")
+            await self._events.fail(origin, failure)
+            await _quietly(delivery.reject(f"{type(error).__name__}: {error}"))
+
+    async def _fail(self, delivery: Delivery[T], origin: Origin, failure: RequestFailed) -> None:
+        await self._events.fail(origin, failure)
+        await _quietly(delivery.ack())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            for delivery in list(self._held):
+                await _quietly(delivery.in_progress())
+
+
+def _too_late(stage: str) -> RequestFailed:
+    return RequestFailed(FailureKind.TIMEOUT, f"the request's deadline passed in {stage}")
+
+
+async def _quietly(operation: Awaitable[None]) -> None:
+    """A lost acknowledgement only means a redelivery, which fencing absorbs."""
+    try:
+        await operation
+    except BusError as error:
+        logger.warning("acknowledgement lost: %s", error)
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

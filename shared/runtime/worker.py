@@ -1,0 +1,29 @@
+"""What a stage is given: its identity and its links to the rest of the system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.bus.base import Bus
+from shared.messages.control import Role
+from shared.messages.descriptor import WorkerRef
+from shared.runtime.cancellations import Cancellations
+from shared.runtime.compute import ComputeThread
+from shared.runtime.events import EventSink
+from shared.transport.base import Transport
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process in one role. `model` is the name under which the model is served."""
+
+    me: WorkerRef
+    role: Role
+    model: str
+    bus: Bus
+    transport: Transport
+    events: EventSink
+    cancellations: Cancellations
+    compute: ComputeThread
+    drain_s: float
+    heartbeat_s: float

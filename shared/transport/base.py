@@ -1,0 +1,84 @@
+"""What a stage needs of the data plane.
+
+The sender exposes memory under a lease and goes on with its work. The receiver reserves landing
+memory, pulls segment by segment, and releases the lease when everything landed. A lease that nobody
+extends expires and its memory is the owner's again. A pull whose end is uncertain never gives its
+landing memory back by itself: the buffer stays referenced until the transport has settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.messages.refs import TensorRef
+
+Buffer = Any
+"""Contiguous memory that has `__array_interface__` or `__cuda_array_interface__` or the buffer protocol."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Memory to expose. `open` returns the contiguous bytes; it is called when a receiver asks for
+    them (and may gather scattered blocks then), in a worker thread; it must be repeatable."""
+
+    num_bytes: int
+    open: Callable[[], Buffer]
+
+
+@dataclass(frozen=True)
+class TransportCounters:
+    """Totals since start. They prove that tensors moved out of band."""
+
+    bytes_sent: int
+    bytes_received: int
+    transfers_sent: int
+    transfers_received: int
+    transfers_failed: int
+    leases_open: int
+    leases_expired: int
+    quarantined_bytes: int
+
+
+class Transport(Protocol):
+    """One process' access to the data plane. `async with` starts and stops it."""
+
+    def expose(
+        self,
+        lease_id: str,
+        segments: Iterable[Segment],
+        *,
+        holders: Iterable[str],
+        on_release: Callable[[], None],
+    ) -> TensorRef:
+        """Offer memory under a new lease for the given holders (request ids).
+
+        `on_release` is called exactly once, from the event loop, when the last holder released, the
+        lease was revoked, or it expired; the memory may be reused only then (never while a send of
+        it is still in flight). Raises `ValueError` if the lease id is in use.
+        """
+        ...
+
+    def extend(self, holders: Iterable[str]) -> None:
+        """These requests still live: push the expiry of every lease that one of them holds."""
+        ...
+
+    def revoke(self, lease_id: str) -> None:
+        """Take an exposure back (its request was cancelled, say). Idempotent."""
+        ...
+
+    async def pull(self, ref: TensorRef, segment: int, into: Buffer, *, timeout_s: float) -> None:
+        """Receive segment `segment` of `ref` into `into`, which must have exactly its size.
+
+        Raises `TransferError`. After a failure whose end is uncertain the transport keeps `into`
+        referenced (quarantined) until the operation settles; the caller must not reuse that memory
+        and simply drops it.
+        """
+        ...
+
+    async def release(self, ref: TensorRef, holder: str) -> None:
+        """Everything landed: the owner may free. Idempotent; a lost release is mended by expiry."""
+        ...
+
+    def counters(self) -> TransportCounters: ...
