@@ -14,7 +14,8 @@ class TriptychError(Exception):
 
 
 class SettingsError(TriptychError):
-    """A setting is missing, malformed or out of range; the message names it, its value and its limit."""
+    """A setting is missing, malformed or out of range; the message names it, its value and its
+    limit."""
 
 
 class UnsupportedModel(TriptychError):
@@ -53,7 +54,8 @@ class ObjectMissing(BusError):
 
 
 class Outcome(StrEnum):
-    """How a transfer ended when it did not succeed. Only NOT_READY is worth a retry as it stands."""
+    """How a transfer ended when it did not succeed. Only NOT_READY is worth a retry as it
+    stands."""
 
     NOT_READY = "not_ready"
     MISSING = "missing"

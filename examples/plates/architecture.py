@@ -1,4 +1,5 @@
-"""The demo model's size, in Hugging Face's Qwen2.5-VL layout, and the files that go with its weights."""
+"""The demo model's size, in Hugging Face's Qwen2.5-VL layout, and the files that go with its
+weights."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ VOCAB = 768
 
 
 def config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """About 4.4 million parameters: a vision tower of 4 blocks (2 of them windowed) and 4 decoder layers."""
+    """About 4.4 million parameters: a vision tower of 4 blocks (2 of them windowed) and 4 decoder
+    layers."""
     token = tokenizer.token_to_id
     return Qwen2_5_VLConfig(
         architectures=["Qwen2_5_VLForConditionalGeneration"],

@@ -1,14 +1,18 @@
-"""Batches of conversations for training, made in a process of its own so that the trainer never waits for a drawing."""
+"""Batches of conversations for training, made in a process of its own so that the trainer never
+waits for a drawing."""
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from multiprocessing.queues import Queue
+from queue import Full
 
 import numpy as np
 import torch
@@ -17,15 +21,23 @@ from tokenizers import Tokenizer
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from examples.plates.architecture import MERGE, PATCH_PX
-from examples.plates.encode import IGNORED, ConversationCode, Encoder, IntArray
-from examples.plates.questions import training_stream
+from examples.plates.encode import (
+    IGNORED,
+    ConversationCode,
+    Encoder,
+    IntArray,
+    encode_picture,
+    without_text,
+)
+from examples.plates.questions import dense_scene, training_stream
 
 WINDOW_PX = 112
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Runs of patches that attend to each other, grouped by length so that each group is one batched attention.
+    """Runs of patches that attend to each other, grouped by length so that each group is one
+    batched attention.
 
     order: [patches] patches in group order; groups: (runs, length) of each group, in that order.
     """
@@ -36,7 +48,8 @@ class Segments:
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations padded on the right to one length; patches of all pictures packed, windows side by side."""
+    """Conversations padded on the right to one length; patches of all pictures packed, windows side
+    by side."""
 
     ids: IntArray  # [conversations, tokens]
     targets: IntArray  # [conversations, tokens]
@@ -67,9 +80,7 @@ def _layout(rows: int, columns: int) -> _Layout:
     order = (window_index[:, None] * unit + torch.arange(unit)).reshape(-1)
     positions = get_vision_position_ids(grid, MERGE)[order]
     lengths = tuple((ends[1:] - ends[:-1]).tolist())
-    return _Layout(
-        order.numpy(), torch.argsort(window_index).numpy(), positions.numpy(), lengths
-    )
+    return _Layout(order.numpy(), torch.argsort(window_index).numpy(), positions.numpy(), lengths)
 
 
 def segments(lengths: list[int]) -> Segments:
@@ -115,7 +126,10 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
 
 @dataclass(frozen=True)
 class Diet:
-    """What a stage of training is fed: `batch_tokens` bounds conversations x padded length."""
+    """What a stage of training is fed.
+
+    max_turns: 0 gives pictures without any text; batch_tokens: patches and tokens of a batch.
+    """
 
     seed: int
     max_turns: int
@@ -127,16 +141,24 @@ def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch
     """Endless batches of conversations of similar length, in random order."""
     encoder = Encoder(tokenizer)
     rng = np.random.default_rng(diet.seed)
-    pad_id = tokenizer.token_to_id("<|endoftext|>")
-    stream = training_stream(
-        diet.seed, max_turns=diet.max_turns, max_pictures=diet.max_pictures
-    )
+    pad_id = encoder.token_id("<|endoftext|>")
+    stream = _codes(encoder, diet)
     while True:
-        codes = sorted((encoder.encode(chat) for chat in islice(stream, pool)), key=_length)
+        codes = sorted(islice(stream, pool), key=_length)
         ready = list(_cut(codes, diet.batch_tokens))
         for index in rng.permutation(len(ready)):
             if any(code.pictures for code in ready[index]):
                 yield collate(ready[index], pad_id)
+
+
+def _codes(encoder: Encoder, diet: Diet) -> Iterator[ConversationCode]:
+    if diet.max_turns:
+        turns, pictures = diet.max_turns, diet.max_pictures
+        for chat in training_stream(diet.seed, max_turns=turns, max_pictures=pictures):
+            yield encoder.encode(chat)
+    rng = random.Random(f"pictures-{diet.seed}")
+    while True:
+        yield without_text(encode_picture(spec) for spec in dense_scene(rng, diet.max_pictures))
 
 
 def _length(code: ConversationCode) -> int:
@@ -161,7 +183,18 @@ def _serve(queue: Queue[Batch], tokenizer_json: str, diet: Diet) -> None:
     os.nice(3)
     torch.set_num_threads(1)
     for batch in batches(Tokenizer.from_str(tokenizer_json), diet):
-        queue.put(batch)
+        if not _put(queue, batch):
+            return
+
+
+def _put(queue: Queue[Batch], batch: Batch) -> bool:
+    """Waits for room; False if the trainer has gone without a word."""
+    trainer = mp.parent_process()
+    while trainer is not None and trainer.is_alive():
+        with suppress(Full):
+            queue.put(batch, timeout=5)
+            return True
+    return False
 
 
 class BatchProcess:

@@ -1,7 +1,9 @@
-"""Conversations to arrays: token ids, what to learn, pixels as the image processor makes them, and where marks lie."""
+"""Conversations to arrays: token ids, what to learn, pixels as the image processor makes them, and
+where marks lie."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,8 +14,10 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from examples.plates.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, TOKEN_PX
-from examples.plates.draw import COLOUR_NAMES, SHAPES, Mark, Spec, draw, marks
+from examples.plates.draw import Mark, draw, marks
+from examples.plates.palette import COLOUR_NAMES
 from examples.plates.questions import Conversation
+from examples.plates.specs import SHAPES, Spec
 
 IntArray = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
@@ -42,9 +46,7 @@ class ConversationCode:
 
 def resized(picture: Image.Image) -> Image.Image:
     """The picture at the size that the image processor chooses for it."""
-    height, width = smart_resize(
-        picture.height, picture.width, TOKEN_PX, MIN_PIXELS, MAX_PIXELS
-    )
+    height, width = smart_resize(picture.height, picture.width, TOKEN_PX, MIN_PIXELS, MAX_PIXELS)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -99,21 +101,29 @@ def picture_positions(rows: int, columns: int) -> IntArray:
     return np.stack([np.zeros_like(y), y, x])
 
 
+def without_text(pictures: Iterable[PictureCode]) -> ConversationCode:
+    """Pictures alone, to train the vision tower on."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), tuple(pictures))
+
+
 class Encoder:
     """Turns conversations into arrays with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pad = {name: self._id(f"<|{name}|>") for name in ("image_pad", "vision_start")}
+        self._image_pad = self.token_id("<|image_pad|>")
 
-    def _id(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
+        """The id of a token that must exist."""
         found = self._tokenizer.token_to_id(token)
         assert found is not None, token
         return int(found)
 
     def encode(self, chat: Conversation) -> ConversationCode:
-        """The conversation in the chat template's words; every answer and its end are to be learned."""
-        writer = _Writer(self._tokenizer, self._pad["image_pad"])
+        """The conversation in the chat template's words; every answer and its end are to be
+        learned."""
+        writer = _Writer(self._tokenizer, self._image_pad)
         if chat.system is not None:
             writer.text(f"<|im_start|>system\n{chat.system}<|im_end|>\n")
         for turn in chat.turns:

@@ -1,6 +1,8 @@
-"""Measures a model folder on held-out questions with transformers' own generate: `python -m examples.plates.evaluate DIR`.
+"""Measures a model folder on held-out questions with transformers' own generate: `python -m
+examples.plates.evaluate DIR`.
 
-An answer counts only if it is the canonical string, to the letter. Weights are used as stored, computing in float32.
+An answer counts only if it is the canonical string, to the letter. Weights are used as stored,
+computing in float32.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Reader:
         self.model = model.eval()
 
     def inputs(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """What transformers' forward wants: ids with one placeholder for each picture token, and pixels."""
+        """What transformers' forward wants: ids with one placeholder for each picture token, and
+        pixels."""
         text = self.tokenizer.apply_chat_template(
             list(sample.messages), tokenize=False, add_generation_prompt=True
         )
@@ -74,9 +77,7 @@ class Reader:
         """The greedy answer."""
         inputs = self.inputs(sample)
         mask = torch.ones_like(inputs["input_ids"])
-        ids = self.model.generate(
-            **inputs, attention_mask=mask, do_sample=False, max_new_tokens=64
-        )
+        ids = self.model.generate(**inputs, attention_mask=mask, do_sample=False, max_new_tokens=64)
         new = ids[0, inputs["input_ids"].shape[1] :]
         said = self.tokenizer.decode(new, skip_special_tokens=True)
         assert isinstance(said, str)
@@ -105,9 +106,7 @@ def report(verdicts: Iterable[Verdict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.plates.evaluate", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m examples.plates.evaluate", description=__doc__)
     parser.add_argument("folder", type=Path, help="model folder, for example shared/demo/model")
     parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="another seed asks other questions")

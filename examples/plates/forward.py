@@ -1,12 +1,14 @@
-"""The training forward pass: the same weights as transformers' model, in batched attention instead of a loop of windows.
+"""The training forward pass: the same weights as transformers' model, in batched attention instead
+of a loop of windows.
 
-transformers' vision tower attends to one window after another; here all windows of one length are one call. `tests`
-hold both to the same result.
+transformers' vision tower attends to one window after another; here all windows of one length are
+one call. `tests` hold both to the same result.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +17,15 @@ from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from examples.plates.architecture import image_processor
 from examples.plates.batches import Batch, Segments
-from examples.plates.draw import COLOUR_NAMES
 from examples.plates.encode import GLYPHS, IGNORED
+from examples.plates.palette import COLOUR_NAMES
 
 HINT_SIZES = (1 + len(GLYPHS), 1 + len(COLOUR_NAMES), 2, 5)
 
 
 class Hints(nn.Module):
-    """Extra heads on the vision tower's patches that name what lies there; they speed up learning and are thrown away."""
+    """Extra heads on the vision tower's patches that name what lies there; they speed up learning
+    and are thrown away."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,20 +33,22 @@ class Hints(nn.Module):
         self.head = nn.Linear(width, sum(HINT_SIZES))
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
-        """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width], hints [n, 4]."""
-        parts = self.head(self.norm(patches)).split(HINT_SIZES, dim=-1)
+        """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
+        hints [n, 4]."""
+        parts = torch.split(self.head(self.norm(patches)), list(HINT_SIZES), dim=-1)
         centre = hints[:, 2] > 0
         glyph = F.cross_entropy(parts[0], hints[:, 0])
         colour = F.cross_entropy(parts[1], hints[:, 1])
         is_centre = F.cross_entropy(parts[2], hints[:, 2])
         at_centre = F.cross_entropy(parts[0][centre], hints[centre, 0])
         place = F.cross_entropy(parts[3][centre], hints[centre, 3])
-        return glyph + 0.5 * colour + 2 * is_centre + 0.5 * at_centre + 0.5 * place
+        return glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
 
 
 @dataclass(frozen=True)
 class Losses:
-    """answer: mean over learned tokens; hints: see `Hints.loss`; right: share of learned tokens predicted.
+    """answer: mean over learned tokens; hints: see `Hints.loss`; right: share of learned tokens
+    predicted.
 
     exact: [conversations, tokens] bool, false where a learned token would have come out wrong.
     """
@@ -76,7 +81,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """Attention in float32: its bfloat16 gradient is three times slower on a CPU. [batch, heads, length, width]"""
+    """Attention in float32: its bfloat16 gradient is three times slower on a CPU. [batch, heads,
+    length, width]"""
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
@@ -86,7 +92,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 def _causal_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface for right-padded batches, where causality alone hides the padding."""
+    """transformers' attention interface for right-padded batches, where causality alone hides the
+    padding."""
     out = _sdpa(query, key, value, causal=True)
     return out.transpose(1, 2).contiguous(), None
 
@@ -100,7 +107,7 @@ def _attend(qkv: Tensor, segments: Segments) -> Tensor:
     order = torch.from_numpy(segments.order)
     parts = []
     for group, (runs, length) in zip(
-        qkv[order].split([r * n for r, n in segments.groups]), segments.groups, strict=True
+        torch.split(qkv[order], [r * n for r, n in segments.groups]), segments.groups, strict=True
     ):
         q, k, v = group.view(runs, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
         out = _sdpa(q, k, v, causal=False)
@@ -108,14 +115,18 @@ def _attend(qkv: Tensor, segments: Segments) -> Tensor:
     return torch.cat(parts)[torch.argsort(order)]
 
 
-def vision(visual: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Patch states in packed order [patches, width] and picture tokens in reading order [patches / 4, out]."""
-    kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)  # type: ignore[union-attr,operator]
+def vision(visual: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """transformers' vision tower `visual` on a batch.
+
+    Gives patch states in packed order [patches, width] and picture tokens in reading order [patches
+    / 4, out].
+    """
+    kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     x = normalised(torch.from_numpy(batch.patches)) @ kernel.T
-    cos, sin = visual.rotary_pos_emb(x, torch.from_numpy(batch.patch_positions))  # type: ignore[operator]
+    cos, sin = visual.rotary_pos_emb(x, torch.from_numpy(batch.patch_positions))
     cos, sin = cos[:, None], sin[:, None]
-    for index, block in enumerate(visual.blocks):  # type: ignore[arg-type]
-        full = index in visual.fullatt_block_indexes  # type: ignore[operator]
+    for index, block in enumerate(visual.blocks):
+        full = index in visual.fullatt_block_indexes
         attention = block.attn
         qkv = attention.qkv(_norm(block.norm1, x)).view(len(x), 3, attention.num_heads, -1)
         q, k, v = qkv.unbind(1)
@@ -123,7 +134,7 @@ def vision(visual: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         x = x + attention.proj(_attend(qkv, batch.pictures if full else batch.windows))
         x = x + block.mlp(_norm(block.norm2, x))
     merger = visual.merger
-    merged = merger.mlp(_norm(merger.ln_q, x).view(-1, merger.hidden_size))  # type: ignore[union-attr,operator]
+    merged = merger.mlp(_norm(merger.ln_q, x).view(-1, merger.hidden_size))
     return x, merged[torch.from_numpy(batch.token_order)]
 
 
@@ -131,6 +142,9 @@ def losses(model: Qwen2_5_VLForConditionalGeneration, hints: Hints, batch: Batch
     """One forward pass over a batch."""
     ids, targets = torch.from_numpy(batch.ids), torch.from_numpy(batch.targets)
     patches, pictures = vision(model.model.visual, batch)
+    hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
+    if not ids.numel():
+        return Losses(hinted.new_zeros(()), hinted, 0.0, targets != IGNORED)
     language = model.model.language_model
     embedded = language.embed_tokens(ids)
     is_picture = (ids == model.config.image_token_id).unsqueeze(-1)
@@ -144,5 +158,4 @@ def losses(model: Qwen2_5_VLForConditionalGeneration, hints: Hints, batch: Batch
     hit = logits.argmax(-1) == wanted
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
-    hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
     return Losses(answer, hinted, hit.float().mean().item(), exact)

@@ -1,7 +1,8 @@
 """Which numbers are trained on and which are kept back for the test.
 
-A tenth of all three and four digit numbers never appears in training, chosen by a fixed hash, so that a right answer
-about one of them shows that the model reads digits and has not learned numbers by heart.
+A tenth of all three and four digit numbers never appears in training, chosen by a fixed hash, so
+that a right answer about one of them shows that the model reads digits and has not learned numbers
+by heart.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ HELD_OUT_SHARE = 10
 
 
 def is_held_out(number: int) -> bool:
-    """True for the three and four digit numbers that training never sees (Knuth's multiplicative hash)."""
+    """True for the three and four digit numbers that training never sees (Knuth's multiplicative
+    hash)."""
     return number >= 100 and (number * 2654435761 % 2**32 >> 16) % HELD_OUT_SHARE == 0
 
 
 def draw_number(rng: random.Random, *, held_out: bool | None) -> int:
     """A number of 1 to 4 digits, each length equally likely.
 
-    held_out: False gives only trained numbers, True only held-out ones (so 3 or 4 digits), None any.
+    held_out: False gives only trained numbers, True only held-out ones (so 3 or 4 digits), None
+    any.
     """
     while True:
         digits = rng.randint(3 if held_out else 1, MAX_DIGITS)

@@ -1,45 +1,28 @@
 """Conversations about drawn pictures, each question with exactly one right answer.
 
-`conversation` makes one from a seeded generator; `training_stream` and `held_out` are endless and counted versions of
-it. A conversation's messages follow the chat template's layout: the user's content is a list of `{"type": "image"}`
-(one for each picture, in order) and `{"type": "text", "text": ...}` parts.
+`conversation` makes one from a seeded generator; `training_stream` and `held_out` are endless and
+counted versions of it. A conversation's messages follow the chat template's layout: the user's
+content is a list of `{"type": "image"}` (one for each picture, in order) and `{"type": "text",
+"text": ...}` parts.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from examples.plates import wording
-from examples.plates.draw import (
-    COLOUR_NAMES,
-    SHAPES,
-    PlateSpec,
-    ShapesSpec,
-    Spec,
-    draw,
-    plate_spec,
-    shapes_spec,
-)
+from examples.plates.asks import ASKS, Turn
+from examples.plates.draw import draw
 from examples.plates.numbers import draw_number
+from examples.plates.specs import Spec, plate_spec, shapes_spec
 
 Message = dict[str, Any]
 MAX_PICTURES = 4
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question, its only right answer, its kind, and the pictures that came with it."""
-
-    question: str
-    answer: str
-    kind: str
-    pictures: tuple[Spec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,8 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Sample:
-    """A request as a client would send it, with the answer to expect: the last turn is still open."""
+    """A request as a client would send it, with the answer to expect: the last turn is still
+    open."""
 
     pictures: tuple[Image.Image, ...]
     messages: tuple[Message, ...]
@@ -77,173 +61,9 @@ def messages(chat: Conversation, *, open_last: bool) -> list[Message]:
     return found[:-1] if open_last else found
 
 
-Ask = Callable[[random.Random, tuple[Spec, ...]], Turn | None]
-"""Asks about the pictures of a request, or gives None where its question would have no single right answer."""
-
-
-def _plates(scene: tuple[Spec, ...]) -> list[tuple[int, PlateSpec]]:
-    return [(i, spec) for i, spec in enumerate(scene) if isinstance(spec, PlateSpec)]
-
-
-def _shapes(scene: tuple[Spec, ...]) -> list[tuple[int, ShapesSpec]]:
-    return [(i, spec) for i, spec in enumerate(scene) if isinstance(spec, ShapesSpec)]
-
-
-def _where(rng: random.Random, scene: tuple[Spec, ...], index: int) -> str:
-    """How the question names a picture: nothing needed for a single one, its place otherwise."""
-    if len(scene) == 1:
-        return rng.choice(wording.IN_THE_PICTURE)
-    return rng.choice(wording.IN_PICTURE).format(nth=wording.ORDINALS[index], n=index + 1)
-
-
-def ask_number(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The number of one plate."""
-    if not (plates := _plates(scene)):
-        return None
-    index, spec = rng.choice(plates)
-    if len(scene) == 1:
-        return Turn(rng.choice(wording.NUMBER), str(spec.number), "number")
-    question = rng.choice(wording.NUMBER_WHERE).format(where=_where(rng, scene, index))
-    return Turn(question, str(spec.number), "number of nth picture")
-
-
-def ask_which(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The place of the picture that shows a number."""
-    plates = _plates(scene)
-    if len(scene) < 2 or not plates:
-        return None
-    index, spec = rng.choice(plates)
-    if sum(other.number == spec.number for _, other in plates) > 1:
-        return None
-    question = rng.choice(wording.WHICH).format(number=spec.number)
-    return Turn(question, f"picture {index + 1}", "which picture")
-
-
-def ask_all(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """All numbers, in order."""
-    plates = _plates(scene)
-    if len(scene) < 2 or len(plates) != len(scene):
-        return None
-    answer = ", ".join(str(spec.number) for _, spec in plates)
-    return Turn(rng.choice(wording.NUMBERS), answer, "all numbers")
-
-
-def ask_plate_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The colour of a plate or of its digits."""
-    if not (plates := _plates(scene)):
-        return None
-    index, spec = rng.choice(plates)
-    where = _where(rng, scene, index)
-    if spec.plate_colour is None or rng.random() < 0.4:
-        return Turn(rng.choice(wording.INK_COLOUR).format(where=where), spec.ink, "colour")
-    return Turn(rng.choice(wording.PLATE_COLOUR).format(where=where), spec.plate_colour, "colour")
-
-
-def _groups(spec: ShapesSpec) -> Counter[tuple[str, str]]:
-    return Counter((item.colour, item.shape) for item in spec.items)
-
-
-def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """How many shapes of one colour, of one kind, or in all."""
-    if not (found := _shapes(scene)):
-        return None
-    index, spec = rng.choice(found)
-    where = _where(rng, scene, index)
-    item = rng.choice(spec.items)
-    colour, shape = item.colour, item.shape
-    if rng.random() < 0.15:
-        colour, shape = rng.choice(COLOUR_NAMES), rng.choice(SHAPES)
-    choice = rng.random()
-    if choice < 0.5:
-        things = wording.plural(f"{colour} {shape}")
-        count = _groups(spec)[colour, shape]
-    elif choice < 0.75:
-        things = wording.plural(shape)
-        count = sum(other.shape == shape for other in spec.items)
-    else:
-        things, count = "shapes", len(spec.items)
-    return Turn(
-        rng.choice(wording.COUNT).format(things=things, where=where), str(count), "count"
-    )
-
-
-def ask_shape(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The name of a shape that is alone in its picture, or the only kind there."""
-    found = [(i, spec) for i, spec in _shapes(scene) if len(spec.items) == 1]
-    if not found:
-        return None
-    index, spec = rng.choice(found)
-    where = _where(rng, scene, index)
-    return Turn(rng.choice(wording.SHAPE).format(where=where), spec.items[0].shape, "shape")
-
-
-def ask_shape_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The colour of the only shape, or of the only group with its outline."""
-    options = [
-        (index, spec, shape, colour)
-        for index, spec in _shapes(scene)
-        for colour, shape in _groups(spec)
-        if len(spec.items) == 1 or [item.shape for item in spec.items].count(shape) == 1
-    ]
-    if not options:
-        return None
-    index, spec, shape, colour = rng.choice(options)
-    name = rng.choice((shape, "shape")) if len(spec.items) == 1 else shape
-    question = rng.choice(wording.SHAPE_COLOUR).format(
-        thing=name, where=_where(rng, scene, index)
-    )
-    return Turn(question, colour, "colour")
-
-
-def describe(spec: Spec) -> str:
-    """The one sentence that describes a picture."""
-    background = f"on {wording.article(spec.background)} background."
-    if isinstance(spec, ShapesSpec):
-        groups = sorted(_groups(spec).items(), key=lambda group: _describing_order(group[0]))
-        things = [_counted(count, f"{colour} {shape}") for (colour, shape), count in groups]
-        verb = "is" if len(spec.items) == 1 else "are"
-        return f"There {verb} {wording.listing(things)} {background}"
-    digits = f"the number {spec.number} in {spec.ink} digits"
-    if spec.plate_colour is None:
-        return f"This is {digits} {background}"
-    return f"This is {wording.article(spec.plate_colour)} plate with {digits} {background}"
-
-
-def _describing_order(group: tuple[str, str]) -> tuple[int, int]:
-    return SHAPES.index(group[1]), COLOUR_NAMES.index(group[0])
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing if count == 1 else wording.plural(thing)}"
-
-
-def ask_description(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
-    """The description of one picture."""
-    index = rng.randrange(len(scene))
-    if len(scene) == 1:
-        question = rng.choice(wording.DESCRIBE)
-    else:
-        question = rng.choice(wording.DESCRIBE_NTH).format(
-            nth=wording.ORDINALS[index], n=index + 1
-        )
-    return Turn(question, describe(scene[index]), "describe")
-
-
-ASKS: tuple[tuple[Ask, float], ...] = (
-    (ask_number, 3.0),
-    (ask_which, 1.5),
-    (ask_all, 1.0),
-    (ask_plate_colour, 0.7),
-    (ask_count, 2.5),
-    (ask_shape, 1.0),
-    (ask_shape_colour, 1.0),
-    (ask_description, 2.5),
-)
-"""Every question about pictures with its weight."""
-
-
 def scene(rng: random.Random, pictures: int, *, held_out: bool | None) -> tuple[Spec, ...]:
-    """Pictures of one request, plates and shapes mixed; `held_out` chooses the numbers (see `draw_number`)."""
+    """Pictures of one request, plates and shapes mixed; `held_out` chooses the numbers (see
+    `draw_number`)."""
     plate_share = rng.choice((0.0, 0.5, 1.0, 1.0))
     return tuple(
         plate_spec(rng, draw_number(rng, held_out=held_out))
@@ -251,6 +71,19 @@ def scene(rng: random.Random, pictures: int, *, held_out: bool | None) -> tuple[
         else shapes_spec(rng, *rng.choice(((1, 1), (1, 6), (3, 6))))
         for _ in range(pictures)
     )
+
+
+def dense_scene(rng: random.Random, pictures: int) -> tuple[Spec, ...]:
+    """Long numbers and many shapes: much to recognise for training the vision tower alone."""
+    return tuple(
+        plate_spec(rng, _long_number(rng)) if rng.random() < 0.7 else shapes_spec(rng)
+        for _ in range(pictures)
+    )
+
+
+def _long_number(rng: random.Random) -> int:
+    number = draw_number(rng, held_out=False)
+    return number if number >= 100 or rng.random() < 0.2 else _long_number(rng)
 
 
 def ask(rng: random.Random, pictures: tuple[Spec, ...], *, show: bool) -> Turn:
@@ -285,7 +118,8 @@ def _as_typed(rng: random.Random, question: str) -> str:
 def conversation(
     rng: random.Random, *, max_turns: int, max_pictures: int = MAX_PICTURES, held_out: bool | None
 ) -> Conversation:
-    """One to `max_turns` turns. Pictures come with the first; now and then a later one shows a new picture."""
+    """One to `max_turns` turns. Pictures come with the first; now and then a later one shows a new
+    picture."""
     system = rng.choice(wording.SYSTEMS) if rng.random() < 0.15 else None
     length = rng.randint(1, max_turns)
     kind = rng.random()
@@ -303,9 +137,7 @@ def conversation(
     return Conversation(tuple(turns), system)
 
 
-def _follow_up(
-    rng: random.Random, pictures: tuple[Spec, ...], *, held_out: bool | None
-) -> Turn:
+def _follow_up(rng: random.Random, pictures: tuple[Spec, ...], *, held_out: bool | None) -> Turn:
     if rng.random() < 0.05:
         return chat_turn(rng)
     if len(pictures) == 1 and rng.random() < 0.1:
@@ -323,7 +155,8 @@ def training_stream(
 
 
 def held_out_conversations(n: int, seed: int = 0, max_turns: int = 2) -> Iterator[Conversation]:
-    """`n` conversations that training never saw: fresh pictures, every second one with held-out numbers only."""
+    """`n` conversations that training never saw: fresh pictures, every second one with held-out
+    numbers only."""
     rng = random.Random(f"held-out-{seed}")
     for index in range(n):
         yield conversation(rng, max_turns=max_turns, held_out=True if index % 2 else None)

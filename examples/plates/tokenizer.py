@@ -1,6 +1,8 @@
-"""The demo model's tokenizer: byte-level BPE learned from its own wording, with Qwen2's special tokens and chat template.
+"""The demo model's tokenizer: byte-level BPE learned from its own wording, with Qwen2's special
+tokens and chat template.
 
-`python -m examples.plates.tokenizer DIR` writes tokenizer.json, tokenizer_config.json and chat_template.jinja.
+`python -m examples.plates.tokenizer DIR` writes tokenizer.json, tokenizer_config.json and
+chat_template.jinja.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which sequences take the next step together (continuous batching).
 
-In: sequences to admit, to start and to retire. Out: the batch of the next step. Blocks for the longest
-answer that a request may give are reserved at admission, so a running sequence never runs out of
-memory and is never preempted. Pure: no torch, no clock, no bus; the planner's simulator drives it too.
+In: sequences to admit, to start and to retire. Out: the batch of the next step. Blocks for the
+longest answer that a request may give are reserved at admission, so a running sequence never runs
+out of memory and is never preempted. Pure: no torch, no clock, no bus; the planner's simulator
+drives it too.
 """
 
 from __future__ import annotations

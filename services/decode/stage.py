@@ -1,10 +1,10 @@
 """The decode stage: takes `DecodeTask`s, gives tokens until each answer is complete.
 
 A task is admitted when there are blocks for its longest possible answer and landing memory for its
-KV; the KV is pulled from the prefill worker, moved into the blocks, and the lease released. From then
-on the sequence takes part in every step. The task is acknowledged when its answer is complete: if
-this process dies, the redelivered task finds its KV gone and the gateway, which knows every token
-that reached the client, has the request computed again.
+KV; the KV is pulled from the prefill worker, moved into the blocks, and the lease released. From
+then on the sequence takes part in every step. The task is acknowledged when its answer is
+complete: if this process dies, the redelivered task finds its KV gone and the gateway, which knows
+every token that reached the client, has the request computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence as Sequences
 
 import torch
+from shared.transport.landing import Landing
 
 from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler
@@ -26,11 +27,11 @@ from shared.messages.descriptor import WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
 from shared.runtime.intake import Intake, Ticket
+from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
-from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
 
@@ -59,8 +60,8 @@ class DecodeStage:
         self._work = Signal()
         self._room = Signal()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Serve until `stopping`, then finish the running answers."""
+    async def run(self, stop: Stop) -> None:
+        """Serve until a stop is requested, then finish the running answers."""
         intake = Intake(
             self._tasks,
             self._serve,
@@ -74,7 +75,7 @@ class DecodeStage:
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
-                await intake.run(stopping, self._worker.drain_s)
+                await intake.run(stop, self._worker.drain_s)
                 steps.cancel()
 
     async def step(self) -> None:

@@ -12,7 +12,8 @@ from shared.model.towers import VisionTower
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """One preprocessed picture: `patches` `[num_patches, patch_dim]` float32, `grid_thw` in patches."""
+    """One preprocessed picture: `patches` `[num_patches, patch_dim]` float32, `grid_thw` in
+    patches."""
 
     patches: torch.Tensor
     grid_thw: tuple[int, int, int]

@@ -24,7 +24,8 @@ class PicturePreprocessor:
         self._limits = limits
 
     def __call__(self, data: bytes) -> Pixels:
-        """Decode, resize, normalise and cut into patches. Raises `RequestFailed` on a bad picture."""
+        """Decode, resize, normalise and cut into patches. Raises `RequestFailed` on a bad
+        picture."""
         picture = open_picture(data, self._limits)
         features = self._processor(images=[picture], return_tensors="np")
         t, h, w = (int(n) for n in features["image_grid_thw"][0])

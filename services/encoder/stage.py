@@ -29,6 +29,7 @@ from shared.messages.descriptor import MediaItem
 from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask
 from shared.runtime.intake import Intake, Ticket
+from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
@@ -93,8 +94,8 @@ class EncodeStage:
         self._room = Signal()
         self._forgetting: set[asyncio.Task[None]] = set()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Serve until `stopping`, then finish what was taken."""
+    async def run(self, stop: Stop) -> None:
+        """Serve until a stop is requested, then finish what was taken."""
         intake = Intake(
             self._stores.tasks,
             self._serve,
@@ -108,7 +109,7 @@ class EncodeStage:
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
-                await intake.run(stopping, self._worker.drain_s)
+                await intake.run(stop, self._worker.drain_s)
                 steps.cancel()
 
     async def step(self) -> None:
@@ -198,7 +199,10 @@ class EncodeStage:
         finally:
             self._scheduler.cancel(job)
         tracing.record_span(
-            names.ENCODE, job.started_s, job.ended_s, num_patches=job.num_patches
+            names.ENCODE,
+            job.started_s,
+            job.ended_s,
+            attributes={names.NUM_PATCHES: job.num_patches},
         )
         return embedding
 

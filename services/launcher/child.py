@@ -21,12 +21,16 @@ from shared.runtime.lifecycle import DIE_WITH_PARENT
 
 MAX_LINE_BYTES = 1 << 20
 NUM_LAST_LINES = 20
+KILL_WAIT_S = 1.0
+KILL_POLL_S = 0.005
 
 
 class Child:
     """A running process. `last_lines` is what to show when it ends unasked."""
 
-    def __init__(self, spec: ProcessSpec, process: Process, on_line: Callable[[LogLine], None]):
+    def __init__(
+        self, spec: ProcessSpec, process: Process, on_line: Callable[[LogLine], None]
+    ) -> None:
         self.spec = spec
         self.last_lines: deque[LogLine] = deque(maxlen=NUM_LAST_LINES)
         self._process = process
@@ -71,10 +75,16 @@ class Child:
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._kill_group()
         await self._process.wait()
         await self._close_reader()
+
+    async def _kill_group(self) -> None:
+        """Kill the process and its descendants, and see them gone (they are not ours to reap)."""
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(round(KILL_WAIT_S / KILL_POLL_S)):
+                os.killpg(self._process.pid, signal.SIGKILL)
+                await asyncio.sleep(KILL_POLL_S)
 
     async def _close_reader(self) -> None:
         self._reader.cancel()
@@ -101,6 +111,7 @@ def environment(spec: ProcessSpec) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
+        "TRIPTYCH_LOG_FORMAT": "json",
         # Shared memory is then reached through /proc and unlinked at once: even a killed process
         # leaves no file behind.
         "UCX_POSIX_USE_PROC_LINK": "y",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_EVENT = "log"
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -29,7 +30,7 @@ class LogLine:
         """How much of the weights is loaded, 0 to 1, where the line tells."""
         if self.event != "weights_loading":
             return None
-        done, total = self.fields.get("done_bytes"), self.fields.get("total_bytes")
+        done, total = self.fields.get("bytes_done"), self.fields.get("bytes_total")
         if not isinstance(done, int) or not isinstance(total, int) or total <= 0:
             return None
         return min(1.0, done / total)
@@ -43,7 +44,7 @@ class LogLine:
         return f"{self.event} {details}".strip()
 
 
-_NOISE = frozenset({"time", "ts", "timestamp", "logger", "service", "instance"})
+_NOISE = frozenset({"time", "logger", "instance"})
 """Fields that the launcher's own display already shows or that only a log store wants."""
 
 
@@ -57,6 +58,8 @@ def parse(line: bytes) -> LogLine:
     if not isinstance(record, dict):
         return LogLine("info", text)
     level = str(record.pop("level", "info")).lower()
-    event = str(record.pop("event", record.pop("message", "")))
+    event = str(record.pop("event", NO_EVENT))
+    if event == NO_EVENT:  # a plain message of a library
+        event = str(record.pop("message", ""))
     fields = {name: value for name, value in record.items() if name not in _NOISE}
     return LogLine(level if level in LEVELS else "info", event, fields)

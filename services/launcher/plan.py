@@ -49,7 +49,7 @@ def service_specs(
     for service, count in counts.items():
         for index in range(count):
             name = f"{service}-{index}"
-            command = (*_command(service, name, nats_url, settings), *_dtype(settings))
+            command = (*_command(service, name, nats_url, settings), *_worker_flags(settings))
             yield ProcessSpec(name, command, StopRank.WORKER, environment)
     yield ProcessSpec(
         "gateway-0",
@@ -61,9 +61,7 @@ def service_specs(
     )
 
 
-def _command(
-    service: str, name: str, nats_url: str, settings: LauncherSettings
-) -> tuple[str, ...]:
+def _command(service: str, name: str, nats_url: str, settings: LauncherSettings) -> tuple[str, ...]:
     return (
         *(sys.executable, "-m", f"services.{service}"),
         *("--name", name),
@@ -75,5 +73,6 @@ def _command(
     )
 
 
-def _dtype(settings: LauncherSettings) -> tuple[str, ...]:
-    return () if settings.model.dtype == "auto" else ("--dtype", settings.model.dtype)
+def _worker_flags(settings: LauncherSettings) -> tuple[str, ...]:
+    dtype = settings.model.dtype
+    return (*("--drain-s", str(settings.drain_s)), *(() if dtype == "auto" else ("--dtype", dtype)))

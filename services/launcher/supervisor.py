@@ -82,8 +82,8 @@ class Supervisor:
                 grace_s,
             )
         self._children.clear()
-        if not self._gave_up.done():
-            self._gave_up.cancel()
+        if not self._gave_up.cancel() and not self._gave_up.cancelled():
+            self._gave_up.exception()  # mark it as seen
 
     async def _cancel_keepers(self) -> None:
         keepers = list(self._keepers.values())

@@ -53,7 +53,8 @@ class EmbeddingIndex:
                 logger.warning("announcement %s ignored: %s", entry.key, error)
 
     async def wait_for(self, content_key: str, *, excluding: Collection[str]) -> EmbeddingRef:
-        """The announcement of an embedding whose lease is none of `excluding`, once there is one."""
+        """The announcement of an embedding whose lease is none of `excluding`, once there is
+        one."""
 
         def known() -> EmbeddingRef | None:
             ref = self._refs.get(content_key)
@@ -111,7 +112,7 @@ class EmbeddingReceiver:
             return None
         num_tokens = sum(item.num_tokens for item in request.media)
         landing = torch.empty(num_tokens, self._hidden_size, dtype=self._dtype)
-        rows = landing.split([item.num_tokens for item in request.media])
+        rows = torch.split(landing, [item.num_tokens for item in request.media])
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 for item, into in zip(request.media, rows, strict=True):

@@ -1,8 +1,9 @@
 """Which prompts are computed together, and in which blocks.
 
-In: prompts whose embeddings have landed. Out: batches within a token budget, each prompt with the KV
-blocks that it owns. First come, first served: a prompt that does not fit now waits at the head, so it
-is never overtaken for ever. Pure: no torch, no clock, no bus; the planner's simulator drives it too.
+In: prompts whose embeddings have landed. Out: batches within a token budget, each prompt with the
+KV blocks that it owns. First come, first served: a prompt that does not fit now waits at the head,
+so it is never overtaken for ever. Pure: no torch, no clock, no bus; the planner's simulator drives
+it too.
 """
 
 from __future__ import annotations
@@ -32,15 +33,11 @@ class PrefillScheduler(Generic[J]):
     A prompt longer than the budget makes a batch of its own.
     """
 
-    def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_waiting: int) -> None:
-        if max_batch_tokens < 1 or max_waiting < 1:
-            raise SettingsError(
-                f"max_batch_tokens is {max_batch_tokens} and max_waiting {max_waiting}, "
-                "at least 1 is needed"
-            )
+    def __init__(self, pool: BlockPool, *, max_batch_tokens: int) -> None:
+        if max_batch_tokens < 1:
+            raise SettingsError(f"max_batch_tokens is {max_batch_tokens}, at least 1 is needed")
         self._pool = pool
         self._max_batch_tokens = max_batch_tokens
-        self._max_waiting = max_waiting
         self._waiting: deque[J] = deque()
 
     @property

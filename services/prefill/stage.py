@@ -14,8 +14,9 @@ import uuid
 from dataclasses import dataclass, field
 
 import torch
+from shared.transport.landing import Landing
 
-from services.prefill.embeddings import EmbeddingReceiver
+from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import FirstToken, PrefillExecutor, PromptInput
 from services.prefill.scheduler import PrefillScheduler
 from shared.bus.base import WorkQueue
@@ -29,12 +30,12 @@ from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEven
 from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
 from shared.runtime.intake import Intake, Ticket
+from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.transport.base import Segment
-from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
 QUEUE_FULL_RETRY_S = 0.05
@@ -44,8 +45,8 @@ QUEUE_FULL_RETRY_S = 0.05
 class PrefillJob:
     """One prompt on its way through the model.
 
-    `blocks` are set by the scheduler. They are freed by whoever sees the job end: the step if the job
-    was dropped while it was being computed, otherwise the task that owns it or its lease.
+    `blocks` are set by the scheduler. They are freed by whoever sees the job end: the step if the
+    job was dropped while it was being computed, otherwise the task that owns it or its lease.
     """
 
     request: RequestDescriptor
@@ -82,38 +83,44 @@ class PrefillJob:
             self.drop()
 
 
+@dataclass(frozen=True)
+class PrefillLinks:
+    """The stage's queues and its way to embeddings."""
+
+    tasks: WorkQueue[PrefillTask]
+    decode_tasks: WorkQueue[DecodeTask]
+    index: EmbeddingIndex
+    receiver: EmbeddingReceiver
+
+
 class PrefillStage:
     """Decide, execute, publish: `step` computes one batch."""
 
     def __init__(
         self,
         worker: Worker,
-        tasks: WorkQueue[PrefillTask],
-        decode_tasks: WorkQueue[DecodeTask],
+        links: PrefillLinks,
         *,
         executor: PrefillExecutor,
         scheduler: PrefillScheduler[PrefillJob],
-        receiver: EmbeddingReceiver,
         landing: Landing,
         geometry: KvGeometry,
         max_held: int,
     ) -> None:
         self._worker = worker
-        self._tasks = tasks
-        self._decode_tasks = decode_tasks
+        self._links = links
         self._executor = executor
         self._scheduler = scheduler
-        self._receiver = receiver
         self._landing = landing
         self._geometry = geometry
         self._max_held = max_held
         self._work = Signal()
         self._room = Signal()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Serve until `stopping`, then finish what was taken."""
+    async def run(self, stop: Stop) -> None:
+        """Serve until a stop is requested, then finish what was taken."""
         intake = Intake(
-            self._tasks,
+            self._links.tasks,
             self._serve,
             stage=Role.PREFILL.value,
             has_room=lambda: intake.num_held < self._max_held,
@@ -124,9 +131,13 @@ class PrefillStage:
         )
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
-                steps = scope.create_task(self._steps())
-                await intake.run(stopping, self._worker.drain_s)
-                steps.cancel()
+                background = [
+                    scope.create_task(self._steps()),
+                    scope.create_task(self._links.index.run()),
+                ]
+                await intake.run(stop, self._worker.drain_s)
+                for task in background:
+                    task.cancel()
 
     async def step(self) -> None:
         """Compute the next batch and send the first tokens."""
@@ -162,9 +173,11 @@ class PrefillStage:
     async def _serve(self, task: PrefillTask, ticket: Ticket) -> None:
         request = task.request
         self._scheduler.check_fits(request.num_tokens)
-        async with self._landing.reserved(request.request_id, self._receiver.num_bytes(request)):
+        async with self._landing.reserved(
+            request.request_id, self._links.receiver.num_bytes(request)
+        ):
             ticket.admit()
-            embeddings = await self._receiver.receive(request)
+            embeddings = await self._links.receiver.receive(request)
             job = PrefillJob(request, embeddings)
             first = await self._computed(job)
             job.embeddings = None
@@ -187,7 +200,10 @@ class PrefillStage:
             self._work.notify()
             raise
         tracing.record_span(
-            names.PREFILL, job.started_s, job.ended_s, num_tokens=job.num_tokens
+            names.PREFILL,
+            job.started_s,
+            job.ended_s,
+            attributes={names.NUM_TOKENS: job.num_tokens},
         )
         return first
 
@@ -214,16 +230,14 @@ class PrefillStage:
         headers = tracing.inject()
         while True:
             try:
-                await self._decode_tasks.put(task, message_id=message_id, headers=headers)
+                await self._links.decode_tasks.put(task, message_id=message_id, headers=headers)
                 return
             except QueueFull:
                 # Decoders are behind. The pinned blocks hold new prompts back meanwhile; the
                 # request's deadline bounds the wait.
                 await asyncio.sleep(QUEUE_FULL_RETRY_S)
 
-    def _expose(
-        self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
-    ) -> KvRef:
+    def _expose(self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken) -> KvRef:
         def released() -> None:
             blocks.free()
             self._work.notify()
@@ -252,7 +266,8 @@ def _is_finished(request: RequestDescriptor, first: FirstToken) -> bool:
 
 
 def _events(request: RequestDescriptor, first: FirstToken) -> list[Event]:
-    """What the gateway hears of a first token; a stop token ends the answer and is not part of it."""
+    """What the gateway hears of a first token; a stop token ends the answer and is not part of
+    it."""
     index = request.next_index
     key = {"request_id": request.request_id, "attempt": request.attempt}
     if first.token_id in request.sampling.stop_token_ids:

@@ -88,9 +88,7 @@ class WorkQueue(Protocol, Generic[M]):
 class Subscription(Protocol):
     """A standing subscription; `close` is idempotent."""
 
-    async def close(self) -> None:
-        """End every subscription and watch, and give untaken tasks back. Idempotent."""
-        ...
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

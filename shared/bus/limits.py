@@ -41,6 +41,7 @@ class BusLimits:
     subscription_max_bytes: int = 64 * MIB
     reconnect_buffer_bytes: int = 16 * MIB
     object_chunk_bytes: int = MIB // 2
+    connect_timeout_s: float = 10.0
     request_timeout_s: float = 5.0
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ class TaskLedger:
         return True
 
     def take(self, max_count: int, now_s: float) -> list[Claim]:
-        """Claim up to `max_count` visible tasks; each hides until its acknowledgement is overdue."""
+        """Claim up to `max_count` visible tasks; each hides until its ack is overdue."""
         self._forget_old(now_s)
         claims: list[Claim] = []
         while len(claims) < max_count and (due_s := self.next_due_s()) is not None:

@@ -73,22 +73,19 @@ class NatsBus:
 
     @classmethod
     async def connect(cls, url: str, *, name: str, limits: BusLimits | None = None) -> Self:
-        """Connect as client `name`. Raises `BusError` without a server that has JetStream."""
+        """Connect as client `name`, trying for `connect_timeout_s`.
+
+        Raises `BusError` without a server that has JetStream.
+        """
         limits = limits or BusLimits()
         client = Client()
         bus = cls(client, limits)
-        with translated(f"connect to {url}"):
-            await client.connect(
-                url,
-                name=name,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
-                ping_interval=_PING_INTERVAL_S,
-                pending_size=limits.reconnect_buffer_bytes,
-                error_cb=bus._on_error,
-                disconnected_cb=bus._on_disconnected,
-                reconnected_cb=bus._on_reconnected,
-            )
+        try:
+            with translated(f"connect to {url}"):
+                await asyncio.wait_for(bus._connect(url, name), limits.connect_timeout_s)
+        except BusError:
+            await client.close()
+            raise
         bus._check_max_payload()
         try:
             await bus._ensure_dead_letters()
@@ -96,6 +93,19 @@ class NatsBus:
             await client.close()
             raise
         return bus
+
+    async def _connect(self, url: str, name: str) -> None:
+        await self._client.connect(
+            url,
+            name=name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
+            ping_interval=_PING_INTERVAL_S,
+            pending_size=self._limits.reconnect_buffer_bytes,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+        )
 
     async def work_queue(self, subject: str, kind: type[M]) -> NatsWorkQueue[M]:
         queue = NatsWorkQueue(self._client, subject, kind, self._limits)
@@ -205,7 +215,9 @@ class NatsBus:
                 logger.error("after reconnecting: %s", error)
 
     async def _on_error(self, error: Exception) -> None:
-        logger.warning("NATS: %s", error or type(error).__name__)
+        # While disconnected every attempt fails in the same way: said once, when it began.
+        level = logging.DEBUG if self._client.is_reconnecting else logging.WARNING
+        logger.log(level, "NATS: %s", str(error) or type(error).__name__)
 
     async def _on_disconnected(self) -> None:
         if not self._closing:

@@ -13,6 +13,7 @@ from shared.bus import subjects
 from shared.bus.base import Headers
 from shared.bus.dead_letters import dead_letter_headers
 from shared.bus.nats_errors import translated
+from shared.errors import BusError
 from shared.messages.base import Message
 
 M = TypeVar("M", bound=Message)
@@ -74,13 +75,16 @@ class RawTask:
         headers = dead_letter_headers(self.headers, reason, self.num_delivered)
         # Two workers may meet the same overdelivered task: one dead letter is enough.
         headers["Nats-Msg-Id"] = f"{self._raw.metadata.stream}.{position}"
-        with translated(f"reject on {self._raw.subject}"):
-            await self._jetstream.publish(
-                subjects.dead(self._raw.subject), self._raw.data, headers=headers
-            )
-            if not self._ended:
-                self._ended = True
+        self._ended = True
+        try:
+            with translated(f"reject on {self._raw.subject}"):
+                await self._jetstream.publish(
+                    subjects.dead(self._raw.subject), self._raw.data, headers=headers
+                )
                 await self._raw.term()
+        except BusError:
+            self._ended = False
+            raise
 
 
 class NatsDelivery(Generic[M]):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 
 import nats.js.errors
 from nats.js import JetStreamContext, api
-from nats.js.kv import KV_DEL, KV_PURGE
+from nats.js.kv import KV_DEL, KV_MARKER_REASON, KV_OP, KV_PURGE
 from nats.js.kv import KeyValue as Bucket
 
 from shared.bus.base import KeyValueEntry
@@ -24,6 +24,7 @@ from shared.errors import BusError
 _LAPSE_MARKER_S = 1.0
 _REOPEN_PAUSE_S = 0.2
 _DELETIONS = frozenset({KV_DEL, KV_PURGE})
+_DELETION_HEADERS = frozenset({KV_OP, KV_MARKER_REASON})
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,17 @@ class NatsKeyValue:
             await self._opened().put(key, value)
 
     async def get(self, key: str) -> bytes | None:
+        # Not nats-py's `get`: it takes the server's mark of a lapsed key for an empty value.
         with translated(f"get {key} from {self._name}"):
             try:
-                entry = await self._opened().get(key)
-            except nats.js.errors.KeyNotFoundError:
+                raw = await self._jetstream.get_last_msg(
+                    f"KV_{self._name}", f"$KV.{self._name}.{key}", direct=True
+                )
+            except nats.js.errors.NotFoundError:
                 return None
-        return entry.value or b""
+        if _DELETION_HEADERS & set(raw.headers or {}):
+            return None
+        return raw.data or b""
 
     async def delete(self, key: str) -> None:
         with translated(f"delete {key} from {self._name}"):

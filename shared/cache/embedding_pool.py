@@ -25,7 +25,8 @@ class _Entry(Generic[V]):
 
 
 class EmbeddingPool(Generic[V]):
-    """Entries move from reserved (being computed) to filled; only filled and unpinned ones may go."""
+    """Entries move from reserved (being computed) to filled; only filled and unpinned ones may
+    go."""
 
     def __init__(
         self, max_bytes: int, *, on_evict: Callable[[str], None] = lambda key: None
@@ -62,7 +63,8 @@ class EmbeddingPool(Generic[V]):
         return entry.value
 
     def try_reserve(self, key: str, num_bytes: int) -> bool:
-        """Claim room for a value that is about to be made. False if pinned entries leave too little.
+        """Claim room for a value that is about to be made. False if pinned entries leave too
+        little.
 
         Raises `ValueError` if the key is present or the value could never fit.
         """
@@ -91,7 +93,8 @@ class EmbeddingPool(Generic[V]):
         self._drop(key)
 
     def pin(self, key: str) -> V:
-        """Keep a filled entry until `unpin`; pins are counted. Raises `KeyError` if there is none."""
+        """Keep a filled entry until `unpin`; pins are counted. Raises `KeyError` if there is
+        none."""
         value = self.get(key)
         if value is None:
             raise KeyError(key)

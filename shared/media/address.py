@@ -22,7 +22,10 @@ def is_public_address(text: str) -> bool:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(address, ipaddress.IPv6Address):
-        if address not in _GLOBAL_UNICAST or any(address in range_ for range_ in _WRAPPING):
-            return False
+    if isinstance(address, ipaddress.IPv6Address) and not _is_plain_unicast(address):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _is_plain_unicast(address: ipaddress.IPv6Address) -> bool:
+    return address in _GLOBAL_UNICAST and not any(address in network for network in _WRAPPING)

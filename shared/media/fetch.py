@@ -38,7 +38,9 @@ class FetchPolicy:
 
     def allows(self, host: str, port: int, scheme: str) -> bool:
         """Whether the allow-list names this host, on this port."""
-        candidates = {host, f"{host}:{port}"} if port == _DEFAULT_PORTS[scheme] else {f"{host}:{port}"}
+        candidates = {f"{host}:{port}"}
+        if port == _DEFAULT_PORTS[scheme]:
+            candidates.add(host)
         return any(
             candidate == entry or (entry.startswith(".") and candidate.endswith(entry))
             for entry in map(str.lower, self.allowed_hosts)
@@ -77,7 +79,7 @@ class MediaFetcher:
         await self._client.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """Raises `RequestFailed` (bad request) for every URL that is not allowed or not answered."""
+        """Raises `RequestFailed` (bad request) for a URL that is not allowed or not answered."""
         try:
             async with asyncio.timeout(self._policy.timeout_s):
                 return await self._follow(url)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shared.errors import FailureKind, RequestFailed
 
@@ -39,7 +39,7 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except RequestFailed:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _refused(f"it is not a {', '.join(FORMATS)} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _refused(f"it has too many pixels, the limit is {limits.max_pixels}") from error

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Message(BaseModel):
-    """A value on the wire. Unknown fields are refused: a peer of another version must be noticed."""
+    """A value on the wire. Unknown fields are refused: a peer of another version must be
+    noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

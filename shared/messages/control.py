@@ -30,11 +30,12 @@ class Registration(Message):
     host: str
     pid: int
     ready: bool
-    capacity: dict[str, int] = {}
+    capacity: dict[str, int] = Field(default_factory=dict)
 
 
 class CancelRequest(Message):
-    """Broadcast by the gateway: drop every attempt of this request up to `attempt`, at the next step."""
+    """Broadcast by the gateway: drop every attempt of this request up to `attempt`, at the next
+    step."""
 
     request_id: str
     attempt: Annotated[int, Field(ge=0)]

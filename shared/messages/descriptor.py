@@ -13,7 +13,8 @@ Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class WorkerRef(Message):
-    """One life of one process. A restarted worker keeps its name and gets a new, larger incarnation."""
+    """One life of one process. A restarted worker keeps its name and gets a new, larger
+    incarnation."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     incarnation: Annotated[int, Field(ge=0)]
@@ -23,7 +24,8 @@ class SamplingParams(Message):
     """How the next token is chosen; `temperature == 0` is greedy.
 
     Randomness is a function of (`seed`, index of the token in the answer) alone, so an answer does
-    not depend on the batch, the worker or a recovery. The gateway draws a seed if the client gave none.
+    not depend on the batch, the worker or a recovery. The gateway draws a seed if the client gave
+    none.
     """
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0

@@ -1,1 +1,2 @@
-"""What every service process is built from: settings, lifecycle, registration, task intake, compute thread."""
+"""What every service process is built from: settings, lifecycle, registration, task intake,
+compute thread."""

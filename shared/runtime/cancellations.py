@@ -1,8 +1,8 @@
 """Which attempts of which requests nobody wants any more.
 
-In: cancel requests from gateways. Out: an answer to "is this attempt cancelled?" and a call-back for
-work that is already running. Remembers a bounded number of requests, so a task that is still in a
-queue when its request is cancelled is dropped when it is taken. Knows neither bus nor stages.
+In: cancel requests from gateways. Out: an answer to "is this attempt cancelled?" and a call-back
+for work that is already running. Remembers a bounded number of requests, so a task that is still
+in a queue when its request is cancelled is dropped when it is taken. Knows neither bus nor stages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Cancellations:
         return attempt <= self._cancelled_up_to.get(request_id, -1)
 
     def watch(self, request_id: str, attempt: int, call: Callable[[], None]) -> Callable[[], None]:
-        """Call `call` once when the attempt is cancelled; returns a function that stops watching."""
+        """Call `call` once when the attempt is cancelled; returns a function that stops
+        watching."""
         key = (request_id, attempt)
         self._watchers.setdefault(key, []).append(call)
 

@@ -21,8 +21,8 @@ class ComputeThread:
     async def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the compute thread.
 
-        A cancelled caller still waits for a call that has begun: the call may be writing into memory
-        that the caller would otherwise hand back.
+        A cancelled caller still waits for a call that has begun: the call may be writing into
+        memory that the caller would otherwise hand back.
         """
         future = asyncio.get_running_loop().run_in_executor(
             self._pool, lambda: call(*args, **kwargs)

@@ -57,7 +57,7 @@ class Setting:
     def metavar(self) -> str:
         if self.choices:
             return "|".join(self.choices)
-        return self._extra("metavar") or self.path[-1].upper()
+        return self._extra("metavar") or _metavar(self.path[-1], self.field.annotation)
 
     def _extra(self, key: str) -> str | None:
         extra = self.field.json_schema_extra
@@ -87,6 +87,15 @@ def _leaves(
 def _default(field: FieldInfo) -> Any:
     """The default, or None where the field is required."""
     return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+_UNITS = {"s": "SECONDS", "ms": "MILLISECONDS", "bytes": "BYTES", "tokens": "TOKENS"}
+
+
+def _metavar(name: str, kind: Any) -> str:
+    """A placeholder that tells the unit: SECONDS for `drain_s`, N for a bare number."""
+    unit = _UNITS.get(name.rpartition("_")[2])
+    return unit or ("N" if kind in (int, float) else name.upper())
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,9 +1,9 @@
-"""From a work queue to running coroutines: takes tasks when there is room, one coroutine per task.
+"""From a work queue to running coroutines: takes tasks when there is room, one coroutine each.
 
-In: a work queue, a `serve` coroutine, and the stage's answer to "is there room?". Out: every delivery ends in
-exactly one of: acknowledged (its result is safe, its failure was reported, or nobody wants it), or
-given back to the queue (this process is stopping). A task that waits or runs long keeps its claim by
-in-progress heartbeats. Knows neither models nor memory.
+In: a work queue, a `serve` coroutine, and the stage's answer to "is there room?". Out: every
+delivery ends in exactly one of: acknowledged (its result is safe, its failure was reported, or
+nobody wants it), or given back to the queue (this process is stopping). A task that waits or runs
+long keeps its claim by in-progress heartbeats. Knows neither models nor memory.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any, Generic, TypeVar
 from shared.bus.base import Delivery, WorkQueue
 from shared.clock import Clock, wall
 from shared.errors import BusError, FailureKind, RequestFailed, TriptychError
-from shared.messages.work import DecodeTask, EncodeTask, Origin, PrefillTask
+from shared.messages.work import Origin, Task
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.events import EventSink
+from shared.runtime.lifecycle import Stop
 from shared.runtime.signal import Signal
-from shared.telemetry import tracing
+from shared.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
 
 TAKE_TIMEOUT_S = 1.0
 BUS_RETRY_S = 0.5
 
-T = TypeVar("T", EncodeTask, PrefillTask, DecodeTask)
+T = TypeVar("T", bound=Task)
 
 
 class Ticket:
@@ -89,21 +90,21 @@ class Intake(Generic[T]):
         """Tasks taken and not yet ended."""
         return len(self._held)
 
-    async def run(self, stopping: asyncio.Event, drain_s: float) -> None:
-        """Take tasks until `stopping` is set, then wait up to `drain_s` for those that run."""
+    async def run(self, stop: Stop, drain_s: float) -> None:
+        """Take tasks until a stop is requested, then wait up to `drain_s` for those that run."""
         heartbeat = asyncio.create_task(self._beat(), name=f"{self._stage} heartbeats")
         take = asyncio.create_task(self._take_all(), name=f"{self._stage} intake")
-        stop = asyncio.create_task(stopping.wait())
+        stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([take, stop, heartbeat], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([take, stopped, heartbeat], return_when=asyncio.FIRST_COMPLETED)
             for task in (take, heartbeat):
-                if task.done() and not stopping.is_set():
+                if task.done() and not stop.requested:
                     task.result()  # raises what broke it
             take.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=drain_s)
         finally:
-            await _cancel_all([take, stop, *self._tasks])
+            await _cancel_all([take, stopped, *self._tasks])
             await _cancel_all([heartbeat])
 
     async def _take_all(self) -> None:
@@ -141,7 +142,10 @@ class Intake(Generic[T]):
         unwatch = self._cancellations.watch(origin.request_id, origin.attempt, cancel)
         try:
             with tracing.attached(delivery.headers):
-                tracing.record_queue_span(self._stage, delivery.queued_s)
+                taken_s = self._clock()
+                tracing.record_span(
+                    names.queue_span(self._stage), taken_s - delivery.queued_s, taken_s
+                )
                 await self._serve_or_fail(delivery, origin, ticket)
         except asyncio.CancelledError:
             if not cancelled_by_client:
@@ -173,8 +177,8 @@ class Intake(Generic[T]):
         except Exception as error:
             logger.exception("%s: request %s failed", self._stage, origin.request_id)
             detail = str(error) if isinstance(error, TriptychError) else type(error).__name__
-            failure = RequestFailed(FailureKind.INTERNAL, f"{self._stage} failed: {detail}")
-            await self._events.fail(origin, failure)
+            broken = RequestFailed(FailureKind.INTERNAL, f"{self._stage} failed: {detail}")
+            await self._events.fail(origin, broken)
             await _quietly(delivery.reject(f"{type(error).__name__}: {error}"))
 
     async def _fail(self, delivery: Delivery[T], origin: Origin, failure: RequestFailed) -> None:

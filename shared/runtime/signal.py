@@ -22,7 +22,7 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def until(self, ready: Callable[[], T]) -> T:
+    async def until(self, ready: Callable[[], T | None]) -> T:
         """Return the first truthy value of `ready()`, asked now and after every `notify`."""
         while not (value := ready()):
             waiter = asyncio.get_running_loop().create_future()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -58,9 +58,9 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's part for training; when serving it is transparent."""
+    """`{% generation %}` marks the assistant's part for training; here it is transparent."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

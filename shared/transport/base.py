@@ -21,10 +21,16 @@ Buffer = Any
 @dataclass(frozen=True)
 class Segment:
     """Memory to expose. `open` returns the contiguous bytes; it is called when a receiver asks for
-    them (and may gather scattered blocks then), in a worker thread; it must be repeatable."""
+    them (and may gather scattered blocks then), in a worker thread; it must be repeatable.
+
+    `open` may raise `TransferError` to answer the receiver with that outcome (NOT_READY, say).
+    `is_instant` says that it only hands over memory that lies ready: it is then called on the event
+    loop, which saves the hop to a thread.
+    """
 
     num_bytes: int
     open: Callable[[], Buffer]
+    is_instant: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,4 +87,10 @@ class Transport(Protocol):
         """Everything landed: the owner may free. Idempotent; a lost release is mended by expiry."""
         ...
 
-    def counters(self) -> TransportCounters: ...
+    def watch_quarantine(self, callback: Callable[[int], None]) -> None:
+        """Call back, from the event loop, with the bytes in quarantine whenever they change."""
+        ...
+
+    def counters(self) -> TransportCounters:
+        """Totals since start, and what is open now."""
+        ...

@@ -102,7 +102,7 @@ def test_prompt_logits_alone_packed_and_chunked(family: str, model_dir_of: Model
     while pending := [i for i, one in enumerate(running) if one.num_pending]:
         sizes = [min(5, running[i].num_pending) for i in pending]
         logits = engine.step([running[i] for i in pending], max_new_tokens=5, all_positions=True)
-        for i, chunk in zip(pending, logits.split(sizes), strict=True):
+        for i, chunk in zip(pending, torch.split(logits, sizes), strict=True):
             chunks[i].append(chunk)
     for parts, logits in zip(chunks, expected, strict=True):
         assert difference(torch.cat(parts), logits) <= TOLERANCE

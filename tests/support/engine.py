@@ -47,9 +47,7 @@ class Engine:
     ) -> None:
         self.spec = ModelSpec.load(folder)
         self.model = load_language_model(folder, self.spec, dtype=dtype)
-        self.tower = (
-            load_vision_tower(folder, self.spec, dtype=dtype) if self.spec.vision else None
-        )
+        self.tower = load_vision_tower(folder, self.spec, dtype=dtype) if self.spec.vision else None
         self.geometry = KvGeometry.of(self.spec.text, block_size=block_size, dtype=dtype)
         self.kv = KvCache(self.geometry, num_blocks)
         self.pool = BlockPool(num_blocks, block_size)

@@ -169,7 +169,8 @@ def make_norms_exact(reference: Any) -> None:
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         variance = x.square().mean(-1, keepdim=True)
-        return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
+        normed: torch.Tensor = self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
+        return normed
 
     language = getattr(reference.model, "language_model", reference.model)
     for module in language.modules():
@@ -216,7 +217,10 @@ class Prompt:
 
 
 def make_prompt(
-    spec: ModelSpec, num_text_tokens: int, picture_sizes: Sequence[tuple[int, int]] = (), seed: int = 0
+    spec: ModelSpec,
+    num_text_tokens: int,
+    picture_sizes: Sequence[tuple[int, int]] = (),
+    seed: int = 0,
 ) -> Prompt:
     """Random text with pictures of `(rows, columns)` patches in between."""
     rng = np.random.default_rng(seed)

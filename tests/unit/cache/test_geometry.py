@@ -24,7 +24,9 @@ def test_bytes() -> None:
 @given(num_tokens=st.integers(0, 10_000), block_size=st.integers(1, 256))
 def test_blocks_hold_the_tokens_and_no_block_is_spare(num_tokens: int, block_size: int) -> None:
     blocks = dataclasses.replace(GEOMETRY, block_size=block_size).blocks_for(num_tokens)
-    assert blocks * block_size >= num_tokens > (blocks - 1) * block_size or num_tokens == blocks == 0
+    assert (
+        blocks * block_size >= num_tokens > (blocks - 1) * block_size or num_tokens == blocks == 0
+    )
 
 
 @pytest.mark.parametrize(

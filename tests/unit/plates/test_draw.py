@@ -7,12 +7,12 @@ import random
 
 import numpy as np
 import pytest
-from examples.plates.draw import (
-    FONT_FILES,
+
+from examples.plates.draw import draw, marks
+from examples.plates.fonts import FONT_FILES
+from examples.plates.specs import (
     MAX_AREA_PX,
     MIN_DIGIT_HEIGHT_PX,
-    draw,
-    marks,
     plate_spec,
     shapes_spec,
 )

@@ -7,6 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
 from examples.plates.architecture import config, image_processor
 from examples.plates.batches import collate
 from examples.plates.draw import draw
@@ -14,9 +18,6 @@ from examples.plates.encode import IGNORED, ConversationCode, Encoder
 from examples.plates.forward import normalised, vision
 from examples.plates.questions import Conversation, conversation, messages
 from shared.demo import model_dir
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 PAD = "<|image_pad|>"
 
@@ -79,9 +80,7 @@ def test_pixels_are_the_image_processor_s(
             np.testing.assert_allclose(ours, one_frame.reshape(ours.shape), atol=2e-6)
 
 
-def test_positions_are_transformers_m_rope(
-    words: Tokenizer, codes: list[ConversationCode]
-) -> None:
+def test_positions_are_transformers_m_rope(words: Tokenizer, codes: list[ConversationCode]) -> None:
     settings = config(words)
     with torch.device("meta"):
         model = Qwen2_5_VLModel(settings)

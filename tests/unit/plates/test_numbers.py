@@ -6,9 +6,9 @@ import random
 import re
 from itertools import islice
 
-from examples.plates.draw import PlateSpec
 from examples.plates.numbers import draw_number, is_held_out
 from examples.plates.questions import held_out_conversations, training_stream
+from examples.plates.specs import PlateSpec
 
 
 def test_a_tenth_of_the_long_numbers_is_held_out() -> None:

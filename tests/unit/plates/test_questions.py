@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from examples.plates.draw import PlateSpec, Spec, plate_spec, shapes_spec
-from examples.plates.questions import (
-    Conversation,
+
+from examples.plates.asks import (
     Turn,
     ask_all,
     ask_count,
@@ -15,9 +14,9 @@ from examples.plates.questions import (
     ask_number,
     ask_which,
     describe,
-    held_out,
-    messages,
 )
+from examples.plates.questions import Conversation, held_out, messages
+from examples.plates.specs import PlateSpec, Spec, plate_spec, shapes_spec
 
 
 def plates(*numbers: int) -> tuple[Spec, ...]:

@@ -1,0 +1,28 @@
+"""`python -m bench [NAME] [OPTIONS]`: list or run the benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHES = {
+    "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
+    "transfer": "latency and bandwidth of pulling tensors between two processes",
+    "accuracy": "the demo model's share of right answers through the running pipeline",
+}
+
+
+def main() -> None:
+    """Run the bench named first, with the rest of the command line."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHES:
+        print("usage: python -m bench NAME [OPTIONS]\n")
+        for bench, meaning in BENCHES.items():
+            print(f"  {bench:<10}{meaning}")
+        raise SystemExit(2 if name else 0)
+    del sys.argv[1]
+    importlib.import_module(f"bench.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Request descriptors made as the gateway makes them, for benches that call the engine directly."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.gateway.model import ServedModel
+from shared.media.content_key import content_key
+from shared.media.picture import PictureLimits, open_picture
+from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
+from shared.text.prompt import ChatMessage, Picture
+
+DEADLINE_S = 600.0
+
+
+class PromptMaker:
+    """Builds the descriptors of one model."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._model = ServedModel.load("bench", model_dir)
+        self._me = WorkerRef(name="bench", incarnation=1)
+
+    def request(
+        self, pictures: Sequence[bytes], question: str, *, max_tokens: int, seed: int = 0
+    ) -> RequestDescriptor:
+        """A greedy request that ignores stop tokens: pictures first, then the question."""
+        parts: tuple[str | Picture, ...] = (*map(self._measure, pictures), question)
+        prompt = self._model.prompts.build([ChatMessage("user", parts)])
+        now_s = time.time()
+        return RequestDescriptor(
+            request_id=f"bench-{seed}",
+            attempt=0,
+            gateway=self._me,
+            model="bench",
+            prompt_token_ids=prompt.token_ids,
+            media=prompt.media,
+            sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=seed),
+            created_unix_s=now_s,
+            deadline_unix_s=now_s + DEADLINE_S,
+        )
+
+    def _measure(self, data: bytes) -> Picture:
+        assert self._model.sizer is not None, "the model reads text only"
+        picture = open_picture(data, PictureLimits())
+        size = self._model.sizer.measure(picture.height, picture.width)
+        sha256 = hashlib.sha256(data).hexdigest()
+        spec = self._model.spec
+        key = content_key(sha256, spec.fingerprint, spec.preprocessor_hash)
+        return Picture(sha256, key, size.grid_thw, size.num_tokens)

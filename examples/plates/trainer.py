@@ -1,0 +1,198 @@
+"""One training run: schedule, model, optimiser, running average, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from examples.plates import architecture, tokenizer
+from examples.plates.batches import BatchProcess, Diet, collate
+from examples.plates.encode import Encoder
+from examples.plates.forward import ATTENTION, Hints, losses
+from examples.plates.questions import held_out_conversations
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained until `until` (share of the whole time); `hints` weighs the extra heads'
+    loss."""
+
+    until: float
+    diet: Diet
+    hints: float
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(0.14, Diet(1, max_turns=4, max_pictures=1, batch_tokens=3000), hints=1.0),
+    Stage(0.30, Diet(4, max_turns=0, max_pictures=1, batch_tokens=3000), hints=1.0),
+    Stage(0.78, Diet(2, max_turns=4, max_pictures=4, batch_tokens=5000), hints=0.5),
+    Stage(1.01, Diet(3, max_turns=2, max_pictures=4, batch_tokens=7000), hints=0.25),
+)
+"""One picture at first, then several with many questions each, at last requests as they are
+served."""
+
+PEAK_RATE = 1e-3
+LAST_RATE = 1e-5
+WARM_UP = 0.015
+"""Share of the time in which the learning rate rises."""
+AVERAGE_DECAY = 0.998
+WEIGHT_DECAY = 0.03
+
+
+def rate_at(share: float) -> float:
+    """Learning rate after `share` of the time: linear rise, cosine fall."""
+    if share < WARM_UP:
+        return PEAK_RATE * max(0.02, share / WARM_UP)
+    fall = min(1.0, (share - WARM_UP) / (1 - WARM_UP))
+    return LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+def fresh_model(words: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights scaled by fan-in; each branch's last projection is small, so that depth does
+    not add up."""
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(architecture.config(words))
+    for name, weight in model.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            nn.init.normal_(weight, std=0.05)
+        elif weight.ndim > 1:
+            nn.init.normal_(weight, std=0.8 / math.sqrt(weight[0].numel()))
+            if any(part in name for part in ("attn.proj", "down_proj", "o_proj", "mlp.2")):
+                weight.data.mul_(0.35)
+    model.model.language_model.config._attn_implementation = ATTENTION
+    return model
+
+
+class Trainer:
+    """Model, optimiser, running average and clock of one run."""
+
+    def __init__(self, out: Path, minutes: float, seed: int) -> None:
+        self.out, self.budget_s = out, minutes * 60
+        self.words = tokenizer.save(out / "model")
+        architecture.save_settings(out / "model", self.words)
+        self.model = fresh_model(self.words, seed)
+        self.hints = Hints(self.model.config.vision_config.hidden_size)
+        weights = [*self.model.parameters(), *self.hints.parameters()]
+        self.weights = weights
+        groups = [
+            {"params": [w for w in weights if w.ndim > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self.average = [w.detach().clone() for w in self.model.parameters()]
+        self.step, self.samples, self.spent_s = 0, 0, 0.0
+
+    @property
+    def share(self) -> float:
+        return self.spent_s / self.budget_s
+
+    def stage(self) -> Stage:
+        return next(stage for stage in STAGES if self.share < stage.until)
+
+    def train_step(self, source: BatchProcess, stage: Stage) -> dict[str, float]:
+        """One update; its time counts, waiting included."""
+        start = time.monotonic()
+        batch = source.next()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(self.share)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = losses(self.model, self.hints, batch)
+            loss = found.answer + stage.hints * found.hints
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        decay = min(AVERAGE_DECAY, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
+        self.step, self.samples = self.step + 1, self.samples + len(batch.ids)
+        self.spent_s += time.monotonic() - start
+        return {
+            "answer": found.answer.item(),
+            "hints": found.hints.item(),
+            "right": found.right,
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[Qwen2_5_VLForConditionalGeneration]:
+        """The model with its running-average weights."""
+        own = [w.detach().clone() for w in self.model.parameters()]
+        self._load(self.average)
+        try:
+            yield self.model
+        finally:
+            self._load(own)
+
+    def _load(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self.model.parameters(), values, strict=True):
+                weight.copy_(value)
+
+    def check(self, conversations: int = 240) -> str:
+        """Share of held-out conversations whose last answer is right, in words, by kind.
+
+        Every token is judged after the right ones before it, which for greedy decoding is the same
+        as generating.
+        """
+        encoder, pad_id = Encoder(self.words), self.model.config.text_config.pad_token_id
+        chats = list(held_out_conversations(conversations, seed=99))
+        seen: Counter[str] = Counter()
+        right: Counter[str] = Counter()
+        with self.averaged() as model, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for first in range(0, len(chats), 24):
+                part = chats[first : first + 24]
+                codes = [encoder.encode(chat) for chat in part]
+                exact = losses(model, self.hints, collate(codes, pad_id)).exact
+                for row, (chat, code) in enumerate(zip(part, codes, strict=True)):
+                    last = chat.turns[-1]
+                    tail = 2 + len(self.words.encode(last.answer).ids)
+                    seen[last.kind] += 1
+                    right[last.kind] += bool(
+                        exact[row, len(code.ids) - tail - 1 : len(code.ids)].all()
+                    )
+        parts = [f"{kind} {right[kind] / n:.0%} of {n}" for kind, n in sorted(seen.items())]
+        return f"{right.total() / seen.total():.1%} right ({', '.join(parts)})"
+
+    def save(self) -> None:
+        """A checkpoint to go on from, and the averaged weights as a model folder; both replace the
+        old ones at once."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "hints": self.hints.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "counters": (self.step, self.samples, self.spent_s),
+        }
+        torch.save(state, self.out / "checkpoint.tmp")
+        (self.out / "checkpoint.tmp").rename(self.out / "checkpoint.pt")
+        with self.averaged() as model:
+            copy = Qwen2_5_VLForConditionalGeneration(architecture.config(self.words))
+            copy.load_state_dict(model.state_dict())
+        copy.to(torch.bfloat16).save_pretrained(self.out / "export")
+        exported = self.out / "export" / "model.safetensors"
+        exported.chmod(0o644)
+        exported.rename(self.out / "model" / "model.safetensors")
+
+    def resume(self) -> bool:
+        """Loads the checkpoint of an earlier run; False if there is none."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.hints.load_state_dict(state["hints"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average = state["average"]
+        self.step, self.samples, self.spent_s = state["counters"]
+        return True

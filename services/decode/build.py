@@ -1,0 +1,53 @@
+"""A decode stage from a model folder: the language model and nothing of the vision tower."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.transport.landing import Landing
+
+from services.decode.executor import DecodeExecutor
+from services.decode.scheduler import DecodeScheduler
+from services.decode.settings import DecodeSettings
+from services.decode.stage import DecodeStage
+from shared.bus import subjects
+from shared.cache.block_pool import BlockPool
+from shared.cache.kv_cache import KvCache
+from shared.messages.control import Role
+from shared.messages.work import DecodeTask
+from shared.model.loader import load_language_model
+from shared.runtime.host import ModelFolder, weights_progress
+from shared.runtime.kv_memory import num_kv_blocks
+from shared.runtime.worker import Worker
+
+
+def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> DecodeExecutor:
+    """The language model and its KV cache, from the folder's language weights only. Blocks."""
+    model = load_language_model(
+        folder.directory,
+        folder.spec,
+        dtype=folder.dtype,
+        device=folder.device,
+        on_progress=weights_progress(),
+    )
+    kv = KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+    return DecodeExecutor(model, kv)
+
+
+async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -> DecodeStage:
+    """Load the model and join it to the worker."""
+    geometry = folder.geometry(settings.block_size)
+    num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
+    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
+    return DecodeStage(
+        worker,
+        await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
+        executor=executor,
+        scheduler=DecodeScheduler(
+            BlockPool(num_blocks, settings.block_size, name="decode KV"),
+            max_batch=settings.max_batch,
+        ),
+        landing=Landing(settings.landing_bytes),
+        geometry=geometry,
+        pull_timeout_s=settings.transfer.pull_timeout_s,
+    )

@@ -1,0 +1,49 @@
+"""An encode stage from a model folder: the vision tower and nothing else of the weights."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.encoder.executor import EncodeExecutor
+from services.encoder.preprocess import PicturePreprocessor
+from services.encoder.scheduler import EncodeScheduler
+from services.encoder.settings import EncoderSettings
+from services.encoder.stage import EncodeStage, open_stores
+from shared.cache.geometry import DTYPE_BYTES
+from shared.media.picture import PictureLimits
+from shared.model.loader import load_vision_tower
+from shared.runtime.host import ModelFolder, weights_progress
+from shared.runtime.worker import Worker
+
+
+def load_executor(folder: ModelFolder) -> EncodeExecutor:
+    """The tower, from the folder's vision weights only. Blocks."""
+    tower = load_vision_tower(
+        folder.directory,
+        folder.spec,
+        dtype=folder.dtype,
+        device=folder.device,
+        on_progress=weights_progress(),
+    )
+    return EncodeExecutor(tower, folder.device)
+
+
+async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) -> EncodeStage:
+    """Load the tower and the image processor and join them to the worker."""
+    executor = await asyncio.to_thread(load_executor, folder)
+    limits = PictureLimits(settings.max_picture_bytes, settings.max_picture_pixels)
+    preprocess = await asyncio.to_thread(PicturePreprocessor, folder.directory, limits)
+    stores = await open_stores(
+        worker, media_ttl_s=settings.media_ttl_s, media_bytes=settings.media_bytes
+    )
+    assert folder.spec.vision is not None  # the loader refused a model without a tower
+    return EncodeStage(
+        worker,
+        stores,
+        executor=executor,
+        preprocess=preprocess,
+        scheduler=EncodeScheduler(settings.max_batch_patches),
+        pool_bytes=settings.pool_bytes,
+        bytes_per_token=folder.spec.vision.out_hidden_size * DTYPE_BYTES[folder.dtype],
+        max_held=settings.max_held,
+    )

@@ -1,0 +1,132 @@
+"""One request's answer as it grows: events in, text and at most one end out. Pure.
+
+Events may repeat (a task was redelivered), arrive out of order (token 0 comes from prefill, token 1
+from decode) or be lost. Tokens are taken strictly by index: repeats are dropped, early ones wait, a
+missing one shows as `gap_since_s`. Events of an older attempt are dropped. After the end nothing
+changes any more. Knows no bus, no clock and no HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.errors import FailureKind
+from shared.messages.events import Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.text.detokenize import Detokenizer
+from shared.text.stop import StopMatcher
+from shared.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What one event brought. `failure` ends the attempt, `end` ends the request.
+
+    `worker_done` is False where the gateway ended the answer by itself (a stop string) and the
+    workers must be told.
+    """
+
+    text: str = ""
+    num_new_tokens: int = 0
+    end: FinishReason | None = None
+    failure: FailedEvent | None = None
+    worker_done: bool = False
+
+    def __add__(self, later: Advance) -> Advance:
+        """Two advances as one, for a client that reads more slowly than tokens come."""
+        return Advance(
+            self.text + later.text,
+            self.num_new_tokens + later.num_new_tokens,
+            later.end or self.end,
+            later.failure or self.failure,
+            later.worker_done or self.worker_done,
+        )
+
+
+NOTHING = Advance()
+
+
+class Answer:
+    """The state of one answer. Early tokens are bounded by `max_tokens`."""
+
+    def __init__(
+        self, request_id: str, tokenizer: TextTokenizer, stops: tuple[str, ...], max_tokens: int
+    ) -> None:
+        self._request_id = request_id
+        self._max_tokens = max_tokens
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopMatcher(stops)
+        self._early: dict[int, int] = {}
+        self._finished: FinishedEvent | None = None
+        self.attempt = 0
+        self.token_ids: list[int] = []
+        self.end: FinishReason | None = None
+        self.gap_since_s: float | None = None
+
+    def restart(self) -> None:
+        """A new attempt carries on after the tokens known so far; what came too early is void."""
+        self.attempt += 1
+        self._early.clear()
+        self._finished = None
+        self.gap_since_s = None
+
+    def accept(self, event: Event, now_s: float) -> Advance:
+        """Take one event of this request."""
+        if self.end is not None or event.attempt != self.attempt:
+            return NOTHING
+        match event:
+            case FailedEvent():
+                return Advance(failure=event)
+            case TokenEvent():
+                if len(self.token_ids) <= event.index < self._max_tokens:
+                    self._early[event.index] = event.token_id
+            case FinishedEvent():
+                if event.num_tokens < len(self.token_ids):
+                    return Advance(failure=self._contradiction(event))
+                self._finished = event
+        return self._advance(now_s)
+
+    def _advance(self, now_s: float) -> Advance:
+        """Take every token whose turn it is, then see whether that was the last."""
+        text, num_before = "", len(self.token_ids)
+        while self.end is None and (index := len(self.token_ids)) in self._early:
+            text += self._take(self._early.pop(index))
+        stopped_by_gateway = self.end is not None
+        if self.end is None and (reason := self._reason()) is not None:
+            text += self._finish(reason)
+        waiting = self.end is None and (self._early or self._finished is not None)
+        self.gap_since_s = (self.gap_since_s or now_s) if waiting else None
+        return Advance(
+            text,
+            len(self.token_ids) - num_before,
+            self.end,
+            worker_done=self.end is not None and not stopped_by_gateway,
+        )
+
+    def _take(self, token_id: int) -> str:
+        self.token_ids.append(token_id)
+        shown = self._stops.push(self._detokenizer.push(token_id))
+        if shown.stopped:
+            self.end = FinishReason.STOP
+        return shown.text
+
+    def _reason(self) -> FinishReason | None:
+        """Whether the answer is complete. The last token of a full answer needs no confirmation."""
+        if self._finished is not None and self._finished.num_tokens == len(self.token_ids):
+            return self._finished.reason
+        return FinishReason.LENGTH if len(self.token_ids) == self._max_tokens else None
+
+    def _finish(self, reason: FinishReason) -> str:
+        """Show what was held back; it may still complete a stop string."""
+        shown = self._stops.push(self._detokenizer.flush())
+        self.end = FinishReason.STOP if shown.stopped else reason
+        return shown.text + self._stops.flush()
+
+    def _contradiction(self, event: FinishedEvent) -> FailedEvent:
+        return FailedEvent(
+            request_id=self._request_id,
+            attempt=event.attempt,
+            kind=FailureKind.INTERNAL,
+            message=f"a worker reported the end after {event.num_tokens} tokens, "
+            f"{len(self.token_ids)} had arrived",
+            retryable=False,
+        )

@@ -1,0 +1,35 @@
+"""The FastAPI application: routes, and every error in OpenAI's shape."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from services.gateway.problems import Problem, problem_of
+from services.gateway.routes import Parts, make_router
+
+
+def make_app(parts: Parts) -> FastAPI:
+    """The application over parts that were put together elsewhere (see `gateway`)."""
+    app = FastAPI(title="Triptych", docs_url="/docs", redoc_url=None)
+    app.include_router(make_router(parts))
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_defect)
+    return app
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = error.headers if isinstance(error, HTTPException) else None
+    message = f"{request.method} {request.url.path}: {HTTPStatus(status).phrase.lower()}"
+    return JSONResponse(Problem(status, message, code="http").body, status, headers=headers)
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    """A defect outside of a chat request. The server logs it; the client learns no details."""
+    problem = problem_of(error)
+    return JSONResponse(problem.body, problem.status, headers=problem.headers)

@@ -1,0 +1,155 @@
+"""Puts a gateway together over a bus, and takes it apart again.
+
+In: settings, a model, a bus, and a view of the workers. Out: the parts that the routes need, alive
+within an `async with`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from services.gateway.admission import Admission
+from services.gateway.chat import Chat
+from services.gateway.dispatch import Dispatcher, open_queues
+from services.gateway.health import Health
+from services.gateway.ingest import Ingest
+from services.gateway.liveness import Liveness
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.model import ServedModel
+from services.gateway.pictures import PictureLoader
+from services.gateway.recovery import RecoveryPolicy
+from services.gateway.routes import Parts
+from services.gateway.runner import Runner
+from services.gateway.settings import GatewaySettings
+from services.gateway.streams import Streams
+from services.gateway.traces import TraceStore
+from services.gateway.workers import Workers
+from shared.bus import subjects
+from shared.bus.base import Bus
+from shared.media.fetch import FetchPolicy, MediaFetcher
+from shared.media.picture import PictureLimits
+from shared.messages.descriptor import WorkerRef
+from shared.messages.events import EventBatch
+from shared.messages.telemetry import SpanBatch
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: GatewaySettings,
+    model: ServedModel,
+    bus: Bus,
+    workers: Workers,
+    me: WorkerRef,
+    *,
+    fetcher: MediaFetcher | None = None,
+) -> AsyncIterator[Parts]:
+    """All parts of one gateway; its subscriptions, threads and heartbeats end with the block."""
+    metrics, streams = GatewayMetrics(), Streams()
+    traces = TraceStore(settings.traces)
+    admission = Admission(settings.admission)
+    health = Health(model, workers, settings.admission.retry_after_s)
+    fetcher = fetcher or MediaFetcher(_fetch_policy(settings))
+    async with AsyncExitStack() as scope:
+        pool = scope.enter_context(_threads(settings.media.threads))
+        scope.push_async_callback(fetcher.close)
+        liveness = await scope.enter_async_context(_liveness(bus, me, streams))
+        runner = Runner(
+            await _dispatcher(settings, model, bus),
+            streams,
+            liveness,
+            workers,
+            model.tokenizer,
+            RecoveryPolicy(**settings.recovery.model_dump()),
+        )
+        chat = Chat(
+            admission,
+            _ingest(settings, model, me, fetcher, pool),
+            health,
+            runner,
+            metrics,
+            settings.admission.retry_after_s,
+            settings.admission.send_timeout_s,
+        )
+        _watch(metrics, admission, streams)
+        for subscription in (
+            await bus.subscribe(subjects.events(me), EventBatch, streams.on_batch),
+            await bus.subscribe(subjects.SPANS, SpanBatch, traces.on_batch),
+        ):
+            scope.push_async_callback(subscription.close)
+        yield Parts(chat, health, metrics, traces, int(time.time()))
+
+
+async def _dispatcher(settings: GatewaySettings, model: ServedModel, bus: Bus) -> Dispatcher:
+    media = await bus.object_store(
+        subjects.MEDIA_BUCKET,
+        ttl_s=settings.media.store_ttl_s,
+        max_bytes=settings.media.store_bytes,
+    )
+    queues = await open_queues(bus, model.name)
+    return Dispatcher(queues, media, store_ttl_s=settings.media.store_ttl_s)
+
+
+def _ingest(
+    settings: GatewaySettings,
+    model: ServedModel,
+    me: WorkerRef,
+    fetcher: MediaFetcher,
+    pool: Executor,
+) -> Ingest:
+    media, pictures = settings.media, None
+    if model.sizer is not None:
+        limits = PictureLimits(media.max_picture_bytes, media.max_picture_pixels)
+        pictures = PictureLoader(model.spec, model.sizer, limits, fetcher, pool)
+    return Ingest(
+        model,
+        me,
+        settings.admission,
+        max_pictures=media.max_pictures,
+        pictures=pictures,
+        pool=pool,
+    )
+
+
+def _fetch_policy(settings: GatewaySettings) -> FetchPolicy:
+    media = settings.media
+    return FetchPolicy(
+        allowed_hosts=media.allowed_hosts,
+        max_bytes=media.max_picture_bytes,
+        timeout_s=media.fetch_timeout_s,
+    )
+
+
+def _watch(metrics: GatewayMetrics, admission: Admission, streams: Streams) -> None:
+    metrics.watch("num_requests_running", "Requests at work", lambda: admission.num_in_flight)
+    metrics.watch("held_bytes", "Bytes of bodies and pictures", lambda: admission.held_bytes)
+    metrics.watch(
+        "stray_events", "Events of requests that were over", lambda: streams.num_stray_events
+    )
+
+
+@asynccontextmanager
+async def _liveness(bus: Bus, me: WorkerRef, streams: Streams) -> AsyncIterator[Liveness]:
+    liveness = Liveness(bus, me, lambda: streams.live_ids)
+    beating = asyncio.create_task(liveness.run(), name="requests alive")
+    try:
+        yield liveness
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating
+        await liveness.close()
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int) -> Iterator[Executor]:
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ingest")
+    try:
+        yield pool
+    finally:
+        # Not waiting: a picture that is being decoded must not hold up the stop.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,179 @@
+"""From a parsed request to a descriptor that every stage can work with.
+
+In: a `ChatRequest`. Out: `Prepared`: token ids with exact placeholder runs, pictures by content
+hash, sampling, deadline; and the picture files themselves. Everything that a client can get wrong
+is refused here, before any worker hears of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from services.gateway.admission import Slot
+from services.gateway.model import ServedModel
+from services.gateway.openai_schema import ChatRequest, ImagePart, Message
+from services.gateway.pictures import LoadedPicture, PictureLoader, PictureSource
+from services.gateway.problems import Problem, Refused, refuse
+from services.gateway.settings import AdmissionSettings
+from shared.clock import Clock, wall
+from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
+from shared.text.prompt import ChatMessage, Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that can be dispatched. `media` holds the picture files by sha256."""
+
+    descriptor: RequestDescriptor
+    media: Mapping[str, bytes]
+    stops: tuple[str, ...]
+
+
+class Ingest:
+    """Prepares the requests of one model."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        me: WorkerRef,
+        settings: AdmissionSettings,
+        *,
+        max_pictures: int,
+        pictures: PictureLoader | None,
+        pool: Executor,
+        clock: Clock = wall,
+    ) -> None:
+        self._model = model
+        self._me = me
+        self._settings = settings
+        self._max_pictures = max_pictures if pictures is not None else 0
+        self._pictures = pictures
+        self._pool = pool
+        self._clock = clock
+
+    def check(self, chat: ChatRequest) -> list[PictureSource]:
+        """What can be refused at a glance; returns where the pictures are."""
+        if chat.model != self._model.name:
+            message = f"model {chat.model!r} is not served here, {self._model.name!r} is"
+            raise Refused(Problem(404, message, param="model", code="model_not_found"))
+        sources = list(_picture_sources(chat))
+        if len(sources) > self._max_pictures:
+            raise refuse(
+                f"{len(sources)} pictures were sent, the limit is {self._max_pictures}",
+                param="messages",
+                code="too_many_pictures",
+            )
+        num_chars, max_chars = _num_chars(chat), self._settings.max_text_chars
+        if num_chars > max_chars:
+            raise refuse(
+                f"the messages have {num_chars} characters of text, the limit is {max_chars}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return sources
+
+    async def prepare(
+        self, chat: ChatRequest, sources: Sequence[PictureSource], request_id: str, slot: Slot
+    ) -> Prepared:
+        """Raises `Refused` or `RequestFailed`."""
+        loaded = await self._load(sources, slot)
+        messages = _chat_messages(chat, [each.picture for each in loaded])
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(self._pool, self._model.prompts.build, messages)
+        now_s = self._clock()
+        descriptor = RequestDescriptor(
+            request_id=request_id,
+            attempt=0,
+            gateway=self._me,
+            model=self._model.name,
+            prompt_token_ids=prompt.token_ids,
+            media=prompt.media,
+            sampling=self._sampling(chat, self._max_tokens(chat, len(prompt.token_ids))),
+            created_unix_s=now_s,
+            deadline_unix_s=now_s + self._settings.request_timeout_s,
+        )
+        media = {each.picture.sha256: each.data for each in loaded}
+        return Prepared(descriptor, media, chat.stops)
+
+    async def _load(self, sources: Sequence[PictureSource], slot: Slot) -> list[LoadedPicture]:
+        if self._pictures is None or not sources:
+            return []
+        try:
+            return await self._pictures.load(sources, slot)
+        except BaseExceptionGroup as group:
+            # Several pictures may be wrong at once; one refusal is enough.
+            raise group.exceptions[0] from None
+
+    def _max_tokens(self, chat: ChatRequest, num_prompt_tokens: int) -> int:
+        """What the client asked for if it fits, else what fits up to the default."""
+        context = self._model.max_context_tokens
+        if num_prompt_tokens >= context:
+            raise refuse(
+                f"the prompt has {num_prompt_tokens} tokens, the model's context holds {context} "
+                "with the answer",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        asked = chat.token_limit
+        if asked is None:
+            return min(context - num_prompt_tokens, self._settings.default_max_tokens)
+        if num_prompt_tokens + asked > context:
+            raise refuse(
+                f"the prompt has {num_prompt_tokens} tokens and {asked} more were asked for, "
+                f"the model's context holds {context}",
+                param="max_completion_tokens" if chat.max_completion_tokens else "max_tokens",
+                code="context_length_exceeded",
+            )
+        return asked
+
+    def _sampling(self, chat: ChatRequest, max_tokens: int) -> SamplingParams:
+        temperature = chat.temperature
+        if temperature is None:
+            temperature = self._model.default_temperature
+        return SamplingParams(
+            temperature=temperature,
+            top_k=max(chat.top_k or 0, 0),
+            top_p=1.0 if chat.top_p is None else chat.top_p,
+            seed=secrets.randbits(64) if chat.seed is None else chat.seed % 2**64,
+            max_tokens=max_tokens,
+            stop_token_ids=() if chat.ignore_eos else self._model.spec.eos_token_ids,
+        )
+
+
+def _picture_sources(chat: ChatRequest) -> list[PictureSource]:
+    return [
+        PictureSource(part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
+        for i, message in enumerate(chat.messages)
+        if not isinstance(message.content, str)
+        for j, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    ]
+
+
+def _num_chars(chat: ChatRequest) -> int:
+    return sum(
+        len(message.content)
+        if isinstance(message.content, str)
+        else sum(len(part.text) for part in message.content if not isinstance(part, ImagePart))
+        for message in chat.messages
+    )
+
+
+def _chat_messages(chat: ChatRequest, pictures: Sequence[Picture]) -> list[ChatMessage]:
+    waiting = iter(pictures)
+
+    def convert(message: Message) -> ChatMessage:
+        # Chat templates know the older name of this role.
+        role = "system" if message.role == "developer" else message.role
+        if isinstance(message.content, str):
+            return ChatMessage(role, message.content)
+        parts = (
+            next(waiting) if isinstance(part, ImagePart) else part.text for part in message.content
+        )
+        return ChatMessage(role, tuple(parts))
+
+    return [convert(message) for message in chat.messages]

@@ -1,0 +1,93 @@
+"""The model that this gateway serves, as far as a gateway must know it: words, sizes, limits.
+
+In: a model folder or hub id. Out: `ServedModel`. Weights are never read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import ModelLoadError, UnsupportedModel
+from shared.media.image_size import ImageSizer
+from shared.messages.control import Role
+from shared.modelspec import ModelSpec
+from shared.text.chat_template import ChatTemplate
+from shared.text.prompt import PromptBuilder
+from shared.text.tokenizer import TextTokenizer
+
+_HUB_PATTERNS = ["*.json", "*.jinja", "tokenizer*"]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """`sizer` is None for a model that reads text only.
+
+    `default_temperature` is 1.0 as in the OpenAI API, unless the folder's generation_config.json
+    says `"do_sample": false`: such a model answers greedily when the client names no temperature.
+    """
+
+    name: str
+    spec: ModelSpec
+    tokenizer: TextTokenizer
+    prompts: PromptBuilder
+    sizer: ImageSizer | None
+    default_temperature: float
+
+    @classmethod
+    def load(cls, name: str, model_dir: Path) -> ServedModel:
+        """Raises `UnsupportedModel` with the file and field that stand in the way."""
+        spec = ModelSpec.load(model_dir)
+        tokenizer = TextTokenizer.load(model_dir)
+        image_token_id = spec.vision.image_token_id if spec.vision else None
+        return cls(
+            name=name,
+            spec=spec,
+            tokenizer=tokenizer,
+            prompts=PromptBuilder(tokenizer, ChatTemplate.load(model_dir), image_token_id),
+            sizer=ImageSizer.of(spec.vision) if spec.vision else None,
+            default_temperature=0.0 if _is_greedy(model_dir) else 1.0,
+        )
+
+    @property
+    def max_context_tokens(self) -> int:
+        return self.spec.text.max_context_tokens
+
+    def roles(self, *, pictures: bool) -> tuple[Role, ...]:
+        """The stages that a request needs, with or without pictures."""
+        return tuple(
+            role
+            for role in (Role.ENCODE, Role.PREFILL, Role.DECODE)
+            if role is not Role.ENCODE or (pictures and self.sizer is not None)
+        )
+
+
+def find_model_dir(model: str) -> Path:
+    """A local folder as it is; of a hub id, only the small files are fetched."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.count("/") != 1:
+        raise ModelLoadError(f"{model!r} is neither a folder nor a hub id of the form owner/name")
+    # Imported here: a gateway that serves a local folder needs no hub client.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelLoadError(
+            f"{model!r} is no local folder and could not be fetched from the hub: {error}"
+        ) from error
+
+
+def _is_greedy(model_dir: Path) -> bool:
+    path = model_dir / "generation_config.json"
+    if not path.is_file():
+        return False
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{path}: not valid JSON ({error})") from error
+    return isinstance(config, dict) and config.get("do_sample") is False

@@ -1,0 +1,220 @@
+"""The chat completion request of the OpenAI API, as far as this system honours it.
+
+In: JSON. Out: a frozen `ChatRequest`, or a `Refused` that names the field. Types are strict. A
+parameter that would change the answer and is not implemented is accepted only with the value that
+changes nothing; parameters that cannot change an answer are accepted and ignored; any other name is
+refused, so a misspelt parameter is noticed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
+
+from services.gateway.problems import Refused, refuse
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ImageUrl(_Schema):
+    """A picture by URL; `detail` is accepted and ignored, the model's own limits decide."""
+
+    url: Annotated[str, Field(min_length=1)]
+    detail: str | None = None
+
+
+class TextPart(_Schema):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Schema):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+def _part_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
+# Tags are in angle brackets so that an error's path can leave them out.
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Discriminator(
+        _part_tag,
+        custom_error_type="content_part",
+        custom_error_message="a content part must be of type text or image_url",
+    ),
+]
+
+
+def _content_tag(value: Any) -> str:
+    return "<parts>" if isinstance(value, list | tuple) else "<string>"
+
+
+Content = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[tuple[Part, ...], Field(min_length=1), Tag("<parts>")],
+    Discriminator(_content_tag),
+]
+
+
+class Message(_Schema):
+    """One turn. `name` is accepted and ignored: chat templates do not know it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: str | None = None
+
+
+class StreamOptions(_Schema):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+# Would change the answer, not implemented: only these values are taken.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+
+
+class ChatRequest(_Schema):
+    """`POST /v1/chat/completions`."""
+
+    model: Annotated[str, Field(min_length=1)]
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: str | tuple[str, ...] | None = None
+    ignore_eos: bool = False
+
+    n: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    repetition_penalty: Any = None
+    min_p: Any = None
+    min_tokens: Any = None
+    logit_bias: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    @field_validator(*_NEUTRAL, mode="after")
+    @classmethod
+    def _only_neutral(cls, value: Any, info: Any) -> Any:
+        taken = _NEUTRAL[info.field_name]
+        # True == 1 and False == 0 in Python, but not in JSON.
+        if value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in taken
+        ):
+            return value
+        allowed = f"only {taken[0]!r}" if taken else "nothing"
+        raise ValueError(f"not supported here: {allowed} may be given")
+
+    @field_validator("stop", mode="after")
+    @classmethod
+    def _usable_stops(cls, value: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        stops = (value,) if isinstance(value, str) else value or ()
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"{len(stops)} stop strings were given, the limit is {MAX_STOPS}")
+        if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
+            raise ValueError(f"a stop string must have 1 to {MAX_STOP_CHARS} characters")
+        return stops
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return self.stop if isinstance(self.stop, tuple) else ()
+
+    @property
+    def token_limit(self) -> int | None:
+        """The newer name wins where both are given."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream shall end with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def parse_request(body: bytes) -> ChatRequest:
+    """Raises `Refused` (400) that names the first field that is wrong."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: ValidationError) -> Refused:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return refuse(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
+    field = _field(first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return refuse(f"{field}: unknown parameter", param=field, code="unknown_parameter")
+    return refuse(f"{field or 'body'}: {reason}", param=field or None, code="invalid_value")
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].image_url.url`, without the tags of unions."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith(("<", "tuple[", "constrained-")) and step not in ("str",):
+            path += f".{step}" if path else step
+    return path

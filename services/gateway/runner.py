@@ -1,0 +1,143 @@
+"""One request from its dispatch to its end, through as many attempts as it takes.
+
+In: a prepared request. Out: advances, and either an end or one `RequestFailed`. Decisions come from
+`recovery`; here they are carried out. Whoever starts a run must close it: a run that is closed
+before its end tells the workers to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from services.gateway.answer import Advance, Answer
+from services.gateway.dispatch import Dispatcher
+from services.gateway.ingest import Prepared
+from services.gateway.liveness import Liveness
+from services.gateway.recovery import (
+    GiveUp,
+    Observation,
+    RecoveryPolicy,
+    Resubmit,
+    Trouble,
+    decide,
+)
+from services.gateway.streams import OnAdvance, Stream, Streams
+from services.gateway.workers import Workers
+from shared.clock import Clock, monotonic
+from shared.errors import FailureKind, RequestFailed
+from shared.messages.events import FailedEvent
+from shared.telemetry import names, tracing
+from shared.text.tokenizer import TextTokenizer
+
+# Registrations change without an event of the request's own, so they are looked at this often.
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What all runs share."""
+
+    dispatcher: Dispatcher
+    streams: Streams
+    liveness: Liveness
+    workers: Workers
+    tokenizer: TextTokenizer
+    policy: RecoveryPolicy
+    clock: Clock = monotonic
+
+    async def start(self, prepared: Prepared, on_advance: OnAdvance) -> Run:
+        """Dispatch the first attempt. Raises `BusError`; then nothing is left behind."""
+        run = Run(self, prepared, on_advance)
+        try:
+            await run.submit()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+
+class Run:
+    """One request at work."""
+
+    def __init__(self, runner: Runner, prepared: Prepared, on_advance: OnAdvance) -> None:
+        self._runner = runner
+        self._prepared = prepared
+        request = prepared.descriptor
+        self._deadline_s = runner.clock() + request.deadline_unix_s - request.created_unix_s
+        self.answer = Answer(
+            request.request_id, runner.tokenizer, prepared.stops, request.sampling.max_tokens
+        )
+        self._stream: Stream = runner.streams.open(request.request_id, self.answer, on_advance)
+        self._attempt_started_s = runner.clock()
+        self._worker_done = False
+        self._closed = False
+        self.troubles: list[Trouble] = []
+
+    async def submit(self) -> None:
+        """Queue the current attempt, which carries on after the tokens known so far."""
+        self._attempt_started_s = self._runner.clock()
+        request = self._prepared.descriptor.model_copy(
+            update={
+                "attempt": self.answer.attempt,
+                "emitted_token_ids": tuple(self.answer.token_ids),
+            }
+        )
+        await self._runner.dispatcher.submit(request, self._prepared.media)
+
+    async def advances(self) -> AsyncGenerator[Advance, None]:
+        """What comes, until the end. Raises one `RequestFailed` (or a `BusError`) in its place."""
+        wait_s = POLL_S
+        while True:
+            advance = await self._stream.next(wait_s)
+            if advance is not None and (advance.num_new_tokens or advance.end):
+                self._worker_done = advance.worker_done
+                yield advance
+                if advance.end:
+                    return
+            wait_s = await self._supervise(advance.failure if advance else None)
+
+    def close(self) -> None:
+        """The request is over, one way or another. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        request_id = self._prepared.descriptor.request_id
+        self._runner.streams.close(request_id)
+        if not self._worker_done:
+            self._runner.liveness.cancel(request_id, self.answer.attempt)
+
+    async def _supervise(self, failure: FailedEvent | None) -> float:
+        """Do what the policy says; returns how long to wait for the next event."""
+        now_s = self._runner.clock()
+        match decide(self._runner.policy, self._observe(now_s, failure)):
+            case GiveUp(kind, message):
+                raise RequestFailed(kind, message)
+            case Resubmit(trouble, _):
+                await self._resubmit(trouble, failure)
+                return POLL_S
+            case wait:
+                return min(POLL_S, wait.until_s - now_s)
+
+    async def _resubmit(self, trouble: Trouble, failure: FailedEvent | None) -> None:
+        self.troubles.append(trouble)
+        self._runner.liveness.cancel(self._prepared.descriptor.request_id, self.answer.attempt)
+        if failure is not None and failure.kind is FailureKind.MEDIA_MISSING:
+            self._runner.dispatcher.forget(self._prepared.media)
+        self._stream.restart()
+        with tracing.span(names.RECOVERY, trouble=trouble.value):
+            await self.submit()
+
+    def _observe(self, now_s: float, failure: FailedEvent | None) -> Observation:
+        worker = self._stream.worker
+        lost = worker is not None and self._runner.workers.is_gone(worker)
+        return Observation(
+            now_s=now_s,
+            deadline_s=self._deadline_s,
+            attempt=self.answer.attempt,
+            attempt_started_s=self._attempt_started_s,
+            last_event_s=self._stream.last_event_s,
+            gap_since_s=self.answer.gap_since_s,
+            lost_worker=worker.name if lost and worker is not None else None,
+            failure=failure,
+        )

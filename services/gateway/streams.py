@@ -1,0 +1,88 @@
+"""Events to the answers they belong to.
+
+In: event batches from all workers. Out: for each live request a stream of advances. The pure core
+runs as events arrive, so what waits for a slow client is text, never a growing list of events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from services.gateway.answer import Advance, Answer
+from shared.clock import Clock, monotonic
+from shared.messages.descriptor import WorkerRef
+from shared.messages.events import Event, EventBatch
+
+OnAdvance = Callable[[Advance, float], None]
+
+
+class Stream:
+    """One request's answer, and what of it the client has not seen yet."""
+
+    def __init__(self, answer: Answer, on_advance: OnAdvance) -> None:
+        self.answer = answer
+        self.worker: WorkerRef | None = None
+        self.last_event_s: float | None = None
+        self._on_advance = on_advance
+        self._unseen: Advance | None = None
+        self._arrived = asyncio.Event()
+
+    def take(self, worker: WorkerRef, event: Event, now_s: float) -> None:
+        """An event came from this worker."""
+        if event.attempt != self.answer.attempt:
+            return
+        self.worker, self.last_event_s = worker, now_s
+        advance = self.answer.accept(event, now_s)
+        self._on_advance(advance, now_s)
+        self._unseen = advance if self._unseen is None else self._unseen + advance
+        self._arrived.set()
+
+    async def next(self, timeout_s: float) -> Advance | None:
+        """Everything since the last call, or None if nothing came in time."""
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.0)):
+                await self._arrived.wait()
+        except TimeoutError:
+            return None
+        advance, self._unseen = self._unseen, None
+        self._arrived.clear()
+        return advance
+
+    def restart(self) -> None:
+        """A new attempt begins: its workers are not known yet."""
+        self.answer.restart()
+        self.worker = self.last_event_s = None
+
+
+class Streams:
+    """All live requests of this gateway."""
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._streams: dict[str, Stream] = {}
+        self.num_stray_events = 0
+
+    def open(self, request_id: str, answer: Answer, on_advance: OnAdvance) -> Stream:
+        """From now on events of this request are taken."""
+        stream = Stream(answer, on_advance)
+        self._streams[request_id] = stream
+        return stream
+
+    def close(self, request_id: str) -> None:
+        """The request is over. Idempotent."""
+        self._streams.pop(request_id, None)
+
+    @property
+    def live_ids(self) -> tuple[str, ...]:
+        return tuple(self._streams)
+
+    async def on_batch(self, batch: EventBatch, headers: Mapping[str, str]) -> None:
+        """The handler of this gateway's event subject."""
+        now_s = self._clock()
+        for event in batch.events:
+            stream = self._streams.get(event.request_id)
+            if stream is None:  # late events of a request that is over
+                self.num_stray_events += 1
+            else:
+                stream.take(batch.worker, event, now_s)

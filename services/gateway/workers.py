@@ -1,0 +1,20 @@
+"""What the gateway asks about the workers of its model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shared.messages.control import Role
+from shared.messages.descriptor import WorkerRef
+
+
+class Workers(Protocol):
+    """The live workers, as far as registrations tell."""
+
+    def is_served(self, role: Role) -> bool:
+        """Whether a live and ready worker fills this role."""
+        ...
+
+    def is_gone(self, worker: WorkerRef) -> bool:
+        """Whether this life of the worker is over: it lapsed, or a newer life began."""
+        ...

@@ -1,0 +1,78 @@
+"""The three stages called one after the other in one process, without bus or transport.
+
+The reference that every topology must agree with, and the floor that the distributed path is
+measured against. It runs the very executors of the services, one request at a time, over one KV
+cache; prefill and decode share the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from services.decode.executor import DecodeExecutor
+from services.decode.sequence import Sequence as RunningSequence
+from services.encoder.build import load_executor as load_encoder
+from services.encoder.executor import EncodeExecutor
+from services.encoder.preprocess import PicturePreprocessor
+from services.prefill.executor import PrefillExecutor, PromptInput
+from shared.cache.block_pool import BlockHandle, BlockPool
+from shared.cache.kv_cache import KvCache
+from shared.media.picture import PictureLimits
+from shared.messages.descriptor import RequestDescriptor
+from shared.messages.events import TokenEvent
+from shared.model.loader import load_language_model
+from shared.runtime.host import ModelFolder
+
+
+class LocalEngine:
+    """One model, one process, one request at a time."""
+
+    def __init__(self, folder: ModelFolder, *, block_size: int = 16, num_blocks: int = 512) -> None:
+        model = load_language_model(
+            folder.directory, folder.spec, dtype=folder.dtype, device=folder.device
+        )
+        kv = KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+        self._pool = BlockPool(num_blocks, block_size)
+        self._prefill = PrefillExecutor(model, kv, folder.spec)
+        self._decode = DecodeExecutor(model, kv)
+        self._encoder: EncodeExecutor | None = None
+        if folder.spec.vision is not None:
+            self._encoder = load_encoder(folder)
+            self._preprocess = PicturePreprocessor(folder.directory, PictureLimits())
+
+    def generate(self, request: RequestDescriptor, pictures: Sequence[bytes]) -> Iterator[int]:
+        """The token ids of the answer, one by one, without the stop token."""
+        embeddings = self._encode(pictures) if pictures else None
+        num_blocks = -(-request.max_context_tokens // self._pool.block_size)
+        with self._pool.allocate(num_blocks) as blocks:
+            yield from self._answer(request, embeddings, blocks)
+
+    def _encode(self, pictures: Sequence[bytes]) -> torch.Tensor:
+        assert self._encoder is not None, "a text-only model was given pictures"
+        return torch.cat(self._encoder.run([self._preprocess(data) for data in pictures]))
+
+    def _answer(
+        self, request: RequestDescriptor, embeddings: torch.Tensor | None, blocks: BlockHandle
+    ) -> Iterator[int]:
+        (first,) = self._prefill.run([PromptInput(request, embeddings, blocks.block_ids)])
+        if first.token_id in request.sampling.stop_token_ids:
+            return
+        yield first.token_id
+        sequence = RunningSequence(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            gateway=request.gateway,
+            sampling=request.sampling,
+            blocks=blocks,
+            kv_len=request.num_tokens,
+            next_pos=first.next_pos,
+            last_token_id=first.token_id,
+            next_index=request.next_index + 1,
+        )
+        while sequence.next_index < request.sampling.max_tokens:
+            event = sequence.append(self._decode.run([sequence])[0])[0]
+            if not isinstance(event, TokenEvent):
+                return
+            yield event.token_id

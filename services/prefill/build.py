@@ -1,0 +1,79 @@
+"""A prefill stage from a model folder: the language model and nothing of the vision tower."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.transport.landing import Landing
+
+from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
+from services.prefill.executor import PrefillExecutor
+from services.prefill.scheduler import PrefillScheduler
+from services.prefill.settings import PrefillSettings
+from services.prefill.stage import PrefillLinks, PrefillStage
+from shared.bus import subjects
+from shared.cache.block_pool import BlockPool
+from shared.cache.kv_cache import TORCH_DTYPES, KvCache
+from shared.messages.control import Role
+from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
+from shared.model.loader import load_language_model
+from shared.runtime.host import ModelFolder, weights_progress
+from shared.runtime.kv_memory import num_kv_blocks
+from shared.runtime.worker import Worker
+
+
+def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> PrefillExecutor:
+    """The language model and its KV cache, from the folder's language weights only. Blocks."""
+    model = load_language_model(
+        folder.directory,
+        folder.spec,
+        dtype=folder.dtype,
+        device=folder.device,
+        on_progress=weights_progress(),
+    )
+    kv = KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+    return PrefillExecutor(model, kv, folder.spec)
+
+
+async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) -> PrefillStage:
+    """Load the model and join it to the worker."""
+    geometry = folder.geometry(settings.block_size)
+    num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
+    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
+    links = await open_links(worker, folder, settings)
+    return PrefillStage(
+        worker,
+        links,
+        executor=executor,
+        scheduler=PrefillScheduler(
+            BlockPool(num_blocks, settings.block_size, name="prefill KV"),
+            max_batch_tokens=settings.max_batch_tokens,
+        ),
+        landing=Landing(settings.landing_bytes),
+        geometry=geometry,
+        max_held=settings.max_held,
+    )
+
+
+async def open_links(
+    worker: Worker, folder: ModelFolder, settings: PrefillSettings
+) -> PrefillLinks:
+    """The stage's queues and its way to embeddings."""
+    bus, model = worker.bus, worker.model
+    index = EmbeddingIndex(
+        await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S)
+    )
+    receiver = EmbeddingReceiver(
+        index,
+        worker.transport,
+        await bus.work_queue(subjects.work(Role.ENCODE, model), EncodeTask),
+        hidden_size=folder.spec.text.hidden_size,
+        dtype=TORCH_DTYPES[folder.dtype],
+        pull_timeout_s=settings.transfer.pull_timeout_s,
+    )
+    return PrefillLinks(
+        tasks=await bus.work_queue(subjects.work(Role.PREFILL, model), PrefillTask),
+        decode_tasks=await bus.work_queue(subjects.work(Role.DECODE, model), DecodeTask),
+        index=index,
+        receiver=receiver,
+    )

@@ -1,0 +1,35 @@
+"""Settings of a prefill worker."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import ByteSize, Field
+
+from shared.runtime.flags import flag
+from shared.runtime.worker_settings import MIB, WorkerSettings, bytes_field
+
+
+class PrefillSettings(WorkerSettings):
+    """Runs prompts, sends their first tokens and hands their KV to a decoder."""
+
+    EXAMPLES: ClassVar[str] = (
+        "examples:\n  triptych prefill --model Qwen/Qwen2.5-VL-3B-Instruct --kv-bytes 8GiB"
+    )
+
+    kv_bytes: ByteSize = bytes_field(512 * MIB, "kv-bytes", "Memory for the KV cache")
+    landing_bytes: ByteSize = bytes_field(
+        256 * MIB, "landing-bytes", "Memory for arriving embeddings"
+    )
+    max_batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Tokens in one forward pass; a longer prompt gets a pass of its own",
+        json_schema_extra=flag("max-batch-tokens", "TOKENS"),
+    )
+    max_held: int = Field(
+        16,
+        ge=1,
+        description="Prompts that wait for embeddings, are computed or handed over at a time",
+        json_schema_extra=flag("max-held", "PROMPTS"),
+    )

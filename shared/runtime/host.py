@@ -1,0 +1,196 @@
+"""A worker process from start to end: connect, load, register, serve, drain.
+
+In: a role, its settings, and a function that builds its stage. The process is registered from the
+start and says `ready` only when its stage takes tasks; its registration lapses by itself when the
+process dies. Knows all links of a worker and nothing of what a stage does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from shared.bus import subjects
+from shared.bus.base import Bus, Headers
+from shared.bus.limits import BusLimits
+from shared.bus.nats_bus import NatsBus
+from shared.cache.geometry import KvGeometry
+from shared.messages.control import CancelRequest, Registration, RequestsAlive, Role
+from shared.messages.descriptor import WorkerRef
+from shared.model.loader import resolve_model_dir
+from shared.modelspec import ModelSpec
+from shared.runtime.cancellations import Cancellations
+from shared.runtime.compute import ComputeThread
+from shared.runtime.events import EventSink
+from shared.runtime.lifecycle import Stop
+from shared.runtime.registration import RegistrationHeartbeat
+from shared.runtime.worker import Worker
+from shared.runtime.worker_settings import WorkerSettings
+from shared.telemetry import logs, tracing
+from shared.telemetry.bus_spans import BusSpanExporter
+from shared.transport.base import Transport
+from shared.transport.ucx import UcxTransport
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=WorkerSettings, contravariant=True)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class Stage(Protocol):
+    """What a host runs."""
+
+    async def run(self, stop: Stop) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model as one process will run it."""
+
+    directory: Path
+    spec: ModelSpec
+    dtype: str
+    device: str
+
+    def geometry(self, block_size: int) -> KvGeometry:
+        """The shape of the KV cache."""
+        return KvGeometry.of(self.spec.text, block_size=block_size, dtype=self.dtype)
+
+
+class BuildStage(Protocol[S]):
+    """Loads a stage's part of the weights and joins it to a worker. Runs in the event loop."""
+
+    def __call__(self, worker: Worker, folder: ModelFolder, settings: S) -> Awaitable[Stage]: ...
+
+
+async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop) -> None:
+    """Run one worker until a stop is requested."""
+    me = WorkerRef(
+        name=_UNSAFE.sub("-", settings.name)
+        or f"{role.value}-{socket.gethostname()}-{os.getpid()}",
+        incarnation=time.time_ns(),
+    )
+    logs.setup_logging(me.name, level=settings.telemetry.log_level.upper())
+    folder = await asyncio.to_thread(open_model, settings)
+    async with AsyncExitStack() as scope:
+        bus = await scope.enter_async_context(
+            await NatsBus.connect(settings.bus.url, name=me.name, limits=BusLimits())
+        )
+        spans = await scope.enter_async_context(
+            BusSpanExporter(bus, service=role.value, instance=me.name)
+        )
+        scope.callback(tracing.setup_tracing(role.value, me.name, processors=[spans]).shutdown)
+        compatibility = folder.geometry(settings.block_size).compatibility_hash(
+            folder.spec.fingerprint
+        )
+        transport = await scope.enter_async_context(_transport(me, compatibility, settings))
+        heartbeat = await scope.enter_async_context(
+            RegistrationHeartbeat(
+                bus,
+                _registration(me, role, settings, compatibility),
+                ttl_s=settings.registration_ttl_s,
+            )
+        )
+        worker = await scope.enter_async_context(open_worker(me, role, settings, bus, transport))
+        stage = await build(worker, folder, settings)
+        await heartbeat.update(ready=True)
+        logs.log_event(logger, "ready", role=role.value, model=worker.model)
+        await stage.run(stop)
+        await heartbeat.update(ready=False)
+
+
+def open_model(settings: WorkerSettings) -> ModelFolder:
+    """Find and check the model, and set the process' compute up. Blocks; raises `TriptychError`."""
+    directory = resolve_model_dir(settings.model.path)
+    spec = ModelSpec.load(directory)
+    device = settings.compute.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.compute.threads:
+        torch.set_num_threads(settings.compute.threads)
+    dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
+    return ModelFolder(directory, spec, dtype, device)
+
+
+@asynccontextmanager
+async def open_worker(
+    me: WorkerRef, role: Role, settings: WorkerSettings, bus: Bus, transport: Transport
+) -> AsyncIterator[Worker]:
+    """The links of one worker; gateways' cancel requests and heartbeats are followed within."""
+    cancellations = Cancellations()
+
+    async def on_cancel(message: CancelRequest, headers: Headers) -> None:
+        cancellations.cancel(message.request_id, message.attempt)
+
+    async def on_alive(message: RequestsAlive, headers: Headers) -> None:
+        transport.extend(message.request_ids)
+
+    subscriptions = [
+        await bus.subscribe(subjects.CANCEL, CancelRequest, on_cancel),
+        await bus.subscribe(subjects.ALIVE, RequestsAlive, on_alive),
+    ]
+    with ComputeThread() as compute:
+        try:
+            yield Worker(
+                me=me,
+                role=role,
+                model=settings.model.name,
+                bus=bus,
+                transport=transport,
+                events=EventSink(bus, me),
+                cancellations=cancellations,
+                compute=compute,
+                drain_s=settings.drain_s,
+                heartbeat_s=BusLimits().ack_wait_s / 3,
+            )
+        finally:
+            for subscription in subscriptions:
+                await subscription.close()
+
+
+def weights_progress() -> Callable[[int, int], None]:
+    """A call-back for the loader that logs `weights_loading`, at most a hundred times."""
+    last_percent = -1
+
+    def on_progress(bytes_done: int, bytes_total: int) -> None:
+        nonlocal last_percent
+        percent = 100 * bytes_done // max(1, bytes_total)
+        if percent != last_percent:
+            last_percent = percent
+            logs.log_weights_loading(logger, bytes_done, bytes_total)
+
+    return on_progress
+
+
+def _transport(me: WorkerRef, compatibility: str, settings: WorkerSettings) -> UcxTransport:
+    return UcxTransport(
+        me,
+        compatibility,
+        lease_s=settings.transfer.lease_s,
+        error_handling=settings.transfer.between_hosts,
+    )
+
+
+def _registration(
+    me: WorkerRef, role: Role, settings: WorkerSettings, compatibility: str
+) -> Registration:
+    return Registration(
+        worker=me,
+        role=role,
+        model=settings.model.name,
+        compatibility=compatibility,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        ready=False,
+    )

@@ -1,0 +1,77 @@
+"""Settings that encode, prefill and decode workers share."""
+
+from __future__ import annotations
+
+from pydantic import ByteSize, Field
+
+from shared.runtime.flags import flag
+from shared.runtime.settings import ComputeSettings, Group, ModelSettings, ServiceSettings
+
+MIB = 1024 * 1024
+
+
+class TransferSettings(Group):
+    """Tensor transfer."""
+
+    lease_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds for which an exposed tensor is kept without a sign of its consumer",
+        json_schema_extra=flag("lease-s", "SECONDS"),
+    )
+    pull_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds after which a transfer that did not end counts as failed",
+        json_schema_extra=flag("pull-timeout-s", "SECONDS"),
+    )
+    between_hosts: bool = Field(
+        False,
+        description="Watch endpoints for dead peers; needed between hosts, slower on one host",
+        json_schema_extra=flag("between-hosts"),
+    )
+
+
+class WorkerSettings(ServiceSettings):
+    """A worker of one stage."""
+
+    model: ModelSettings = ModelSettings()
+    compute: ComputeSettings = ComputeSettings()
+    transfer: TransferSettings = TransferSettings()
+    block_size: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Tokens in one KV block; the same for every worker of a model",
+        json_schema_extra=flag("block-size", "TOKENS"),
+    )
+    drain_s: float = Field(
+        20.0,
+        ge=0,
+        description="Seconds that running work has to finish after a stop was asked for",
+        json_schema_extra=flag("drain-s", "SECONDS"),
+    )
+    registration_ttl_s: float = Field(
+        6.0,
+        gt=0,
+        description="Seconds of silence after which this worker counts as dead",
+        json_schema_extra=flag("registration-ttl-s", "SECONDS"),
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the /metrics and /health endpoint; 0: none",
+        json_schema_extra=flag("metrics-port", "PORT"),
+    )
+
+
+def bytes_field(default_bytes: int, name: str, description: str) -> ByteSize:
+    """A setting that takes `512MiB` as well as `536870912`."""
+    field: ByteSize = Field(
+        ByteSize(default_bytes),
+        ge=1,
+        description=description,
+        json_schema_extra=flag(name, "BYTES"),
+    )
+    return field

@@ -1,0 +1,51 @@
+"""Which processes are started, with what."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.launcher.plan import StopRank, service_specs, threads_per_worker
+from services.launcher.settings import LauncherSettings
+from shared.runtime.settings import ModelSettings, load_settings
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_workers", "threads"), [(2, 3, 1), (16, 3, 5), (8, 8, 1), (4, 0, 4)]
+)
+def test_cores_are_divided(num_cores: int, num_workers: int, threads: int) -> None:
+    assert threads_per_worker(num_cores, num_workers) == threads
+
+
+def test_one_process_per_worker_and_a_gateway() -> None:
+    settings = LauncherSettings(encoders=0, prefills=1, decodes=2)
+    specs = list(service_specs(settings, "nats://127.0.0.1:1", port=9, num_cores=6))
+    assert [spec.name for spec in specs] == ["prefill-0", "decode-0", "decode-1", "gateway-0"]
+    assert [spec.stop_rank for spec in specs] == [StopRank.WORKER] * 3 + [StopRank.GATEWAY]
+    assert specs[0].environment["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in specs[3].environment
+
+
+def test_commands() -> None:
+    settings = LauncherSettings(model=ModelSettings(path="/models/vl", dtype="float32"))
+    specs = list(service_specs(settings, "nats://h:1", port=9, num_cores=1))
+    encoder, gateway = specs[0].command, specs[-1].command
+    assert encoder == (
+        *(sys.executable, "-m", "services.encoder", "--name", "encoder-0"),
+        *("--nats-url", "nats://h:1", "--model", "/models/vl", "--served-name", "vl"),
+        *("--log-format", "json", "--drain-s", "20.0", "--dtype", "float32"),
+    )
+    assert gateway[-4:] == ("--host", "127.0.0.1", "--port", "9")
+
+
+def test_a_named_nats_server_is_used_wherever_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_settings(LauncherSettings, [], "up").starts_nats
+    assert not load_settings(LauncherSettings, ["--nats-url", "nats://h:1"], "up").starts_nats
+    file = tmp_path / "up.toml"
+    file.write_text("bus.url = 'nats://h:2'")
+    assert not load_settings(LauncherSettings, ["--config", str(file)], "up").starts_nats
+    monkeypatch.setenv("TRIPTYCH_BUS__URL", "nats://h:3")
+    settings = load_settings(LauncherSettings, [], "up")
+    assert (settings.starts_nats, settings.bus.url) == (False, "nats://h:3")
