@@ -45,10 +45,10 @@ class Span:
 
     @property
     def kind(self) -> Kind:
-        """From the name's first word: `queue.prefill`, `transfer.kv`, everything else computes."""
+        """From the name's first word: `queue.prefill`, `media.fetch`; everything else computes."""
         if self.name == ROOT_NAME:
             return Kind.WHOLE
         first = self.name.replace("_", ".").partition(".")[0]
         if first in ("queue", "wait"):
             return Kind.QUEUE
-        return Kind.TRANSFER if first == "transfer" else Kind.COMPUTE
+        return Kind.TRANSFER if first in ("transfer", "media") else Kind.COMPUTE

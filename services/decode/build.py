@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.transport.landing import Landing
-
 from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler
 from services.decode.settings import DecodeSettings
@@ -19,6 +17,8 @@ from shared.model.loader import load_language_model
 from shared.runtime.host import ModelFolder, weights_progress
 from shared.runtime.kv_memory import num_kv_blocks
 from shared.runtime.worker import Worker
+from shared.telemetry.metrics import watch_kv_usage
+from shared.transport.landing import Landing
 
 
 def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> DecodeExecutor:
@@ -39,15 +39,16 @@ async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -
     geometry = folder.geometry(settings.block_size)
     num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
     executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
+    pool = BlockPool(num_blocks, settings.block_size, name="decode KV")
+    watch_kv_usage(worker.registry, Role.DECODE.value, lambda: pool.num_used / num_blocks)
+    landing = Landing(settings.landing_bytes)
+    worker.transport.watch_quarantine(landing.set_quarantined)
     return DecodeStage(
         worker,
         await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
         executor=executor,
-        scheduler=DecodeScheduler(
-            BlockPool(num_blocks, settings.block_size, name="decode KV"),
-            max_batch=settings.max_batch,
-        ),
-        landing=Landing(settings.landing_bytes),
+        scheduler=DecodeScheduler(pool, max_batch=settings.max_batch),
+        landing=landing,
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
     )

@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Sequence as Sequences
 
 import torch
-from shared.transport.landing import Landing
 
 from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler
@@ -32,6 +31,8 @@ from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
+from shared.telemetry.metrics import DecodeMetrics
+from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
 
@@ -56,6 +57,7 @@ class DecodeStage:
         self._landing = landing
         self._geometry = geometry
         self._pull_timeout_s = pull_timeout_s
+        self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._work = Signal()
         self._room = Signal()
@@ -70,6 +72,7 @@ class DecodeStage:
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
+            metrics=self._worker.metrics,
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped():
@@ -82,7 +85,10 @@ class DecodeStage:
         """Compute one token of every running sequence and send them."""
         batch = await self._work.until(self._scheduler.next_batch)
         try:
-            tokens = await self._worker.compute(self._executor.run, batch)
+            with self._metrics.step_s.time():
+                tokens = await self._worker.compute(self._executor.run, batch)
+            self._metrics.batch_sequences.observe(len(batch))
+            self._metrics.generation_tokens.inc(len(batch))
             events = self._apply(batch, tokens)
         except Exception as error:
             for sequence in batch:
@@ -157,7 +163,10 @@ class DecodeStage:
     async def _pull(self, task: DecodeTask, values: torch.Tensor) -> None:
         ref = task.kv.tensor
         try:
-            with tracing.span(names.TRANSFER_KV, num_bytes=ref.num_bytes):
+            with (
+                tracing.span(names.TRANSFER_KV, num_bytes=ref.num_bytes),
+                self._metrics.kv_transfer_s.time(),
+            ):
                 await self._worker.transport.pull(
                     ref, 0, byte_view(values), timeout_s=self._pull_timeout_s
                 )

@@ -34,6 +34,7 @@ from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
+from shared.telemetry.metrics import EncoderMetrics
 from shared.transport.base import Segment
 from shared.transport.tensors import byte_view
 
@@ -81,6 +82,7 @@ class EncodeStage:
         bytes_per_token: int,
         max_held: int,
     ) -> None:
+        self._metrics = EncoderMetrics.create(worker.registry)
         self._worker = worker
         self._stores = stores
         self._executor = executor
@@ -89,6 +91,7 @@ class EncodeStage:
         self._bytes_per_token = bytes_per_token
         self._max_held = max_held
         self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes, on_evict=self._evicted)
+        self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._pending: set[str] = set()  # content keys that are being embedded right now
         self._work = Signal()
         self._room = Signal()
@@ -104,6 +107,7 @@ class EncodeStage:
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
+            metrics=self._worker.metrics,
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped():
@@ -123,8 +127,11 @@ class EncodeStage:
                 if not job.done.done():
                     job.done.set_exception(error)
             return
+        ended_s = wall()
+        self._metrics.forward_s.observe(ended_s - started_s)
+        self._metrics.batch_items.observe(len(batch))
         for job, embedding in zip(batch, embeddings, strict=True):
-            job.started_s, job.ended_s = started_s, wall()
+            job.started_s, job.ended_s = started_s, ended_s
             if not job.done.done():
                 job.done.set_result(embedding)
 
@@ -148,6 +155,8 @@ class EncodeStage:
     async def _ensure(self, item: MediaItem, ticket: Ticket) -> None:
         """Return when the pool holds the item's embedding, which this or another task computed."""
         key = item.content_key
+        if key in self._pool:
+            self._metrics.cache_hits.inc()
         while self._pool.get(key) is None:
             if key in self._pending:
                 ticket.admit()
@@ -180,7 +189,10 @@ class EncodeStage:
                 FailureKind.MEDIA_MISSING,
                 f"picture {item.sha256[:12]} is no longer in the media store",
             ) from error
-        with tracing.span(names.PREPROCESS, num_bytes=len(data)):
+        with (
+            tracing.span(names.PREPROCESS, num_bytes=len(data)),
+            self._metrics.preprocess_s.time(),
+        ):
             pixels = await asyncio.to_thread(self._preprocess, data)
         if pixels.grid_thw != item.grid_thw:
             raise RequestFailed(
@@ -202,7 +214,7 @@ class EncodeStage:
             names.ENCODE,
             job.started_s,
             job.ended_s,
-            attributes={names.NUM_PATCHES: job.num_patches},
+            num_patches=job.num_patches,
         )
         return embedding
 

@@ -123,7 +123,13 @@ class ChatRequest(_Schema):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: str | tuple[str, ...] | None = None
+    stop: (
+        Annotated[
+            Annotated[str, Tag("<string>")] | Annotated[tuple[str, ...], Tag("<list>")],
+            Discriminator(lambda stop: "<list>" if isinstance(stop, list | tuple) else "<string>"),
+        ]
+        | None
+    ) = None
     ignore_eos: bool = False
 
     n: Any = None

@@ -92,6 +92,18 @@ examples:
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one")
+    drain_s: float = Field(
+        20.0,
+        ge=0,
+        description="Seconds that running answers have to finish after a stop was asked for",
+        json_schema_extra=flag("drain-s", "SECONDS"),
+    )
+    registration_ttl_s: float = Field(
+        6.0,
+        gt=0,
+        description="Seconds of silence after which a worker counts as dead",
+        json_schema_extra=flag("registration-ttl-s", "SECONDS"),
+    )
     model: ModelSettings = ModelSettings()
     admission: AdmissionSettings = AdmissionSettings()
     media: MediaSettings = MediaSettings()

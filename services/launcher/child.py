@@ -111,7 +111,6 @@ def environment(spec: ProcessSpec) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
-        "TRIPTYCH_LOG_FORMAT": "json",
         # Shared memory is then reached through /proc and unlinked at once: even a killed process
         # leaves no file behind.
         "UCX_POSIX_USE_PROC_LINK": "y",

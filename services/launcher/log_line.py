@@ -1,4 +1,4 @@
-"""What a child process says on its pipe: JSON log lines, or plain text from libraries.
+"""What a child process says on its pipe: JSON log lines, nats-server's own, or plain text.
 
 In: one line of bytes. Out: a `LogLine`. A line that is not JSON is kept as text, never dropped.
 """
@@ -6,11 +6,11 @@ In: one line of bytes. Out: a `LogLine`. A line that is not JSON is kept as text
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-NO_EVENT = "log"
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -37,7 +37,7 @@ class LogLine:
 
     @property
     def says_ready(self) -> bool:
-        return self.event == "ready"
+        return self.event in ("ready", "Server is ready")  # ours, nats-server's
 
     def __str__(self) -> str:
         details = " ".join(f"{name}={value}" for name, value in self.fields.items())
@@ -48,18 +48,27 @@ _NOISE = frozenset({"time", "logger", "instance"})
 """Fields that the launcher's own display already shows or that only a log store wants."""
 
 
+_NATS = re.compile(r"\[\d+\] \S+ \S+ \[([A-Z]{3})\] +(.*)")
+_NATS_LEVELS = {"DBG": "debug", "INF": "info", "WRN": "warning", "ERR": "error", "FTL": "critical"}
+
+
 def parse(line: bytes) -> LogLine:
-    """Read one line; text counts as info, because nobody graded it."""
+    """Read one line of whatever kind."""
     text = line.decode("utf-8", errors="replace").rstrip()
     try:
         record = json.loads(text)
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        return LogLine("info", text)
+        return _from_text(text)
     level = str(record.pop("level", "info")).lower()
-    event = str(record.pop("event", NO_EVENT))
-    if event == NO_EVENT:  # a plain message of a library
-        event = str(record.pop("message", ""))
+    event = str(record.pop("event", record.pop("message", "")))
     fields = {name: value for name, value in record.items() if name not in _NOISE}
     return LogLine(level if level in LEVELS else "info", event, fields)
+
+
+def _from_text(text: str) -> LogLine:
+    """nats-server grades its lines; other text counts as info."""
+    if match := _NATS.fullmatch(text):
+        return LogLine(_NATS_LEVELS.get(match[1], "info"), match[2])
+    return LogLine("info", text)

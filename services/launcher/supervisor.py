@@ -115,7 +115,8 @@ class Supervisor:
             verdict = after_exit(self._policy, self._histories[spec.name], exit_code, ran_s)
             if isinstance(verdict, GiveUp):
                 raise GaveUp(spec.name, how, verdict.reason, last_words(child))
-            self._watcher.ended(spec.name, how, verdict.delay_s)
+            words = last_words(child) if exit_code > 0 else ""
+            self._watcher.ended(spec.name, f"{how}: {words}" if words else how, verdict.delay_s)
             self._histories[spec.name] = verdict.history
             del self._children[spec.name]
             await asyncio.sleep(verdict.delay_s)

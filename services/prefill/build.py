@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.transport.landing import Landing
-
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.scheduler import PrefillScheduler
@@ -20,6 +18,8 @@ from shared.model.loader import load_language_model
 from shared.runtime.host import ModelFolder, weights_progress
 from shared.runtime.kv_memory import num_kv_blocks
 from shared.runtime.worker import Worker
+from shared.telemetry.metrics import PrefillMetrics, watch_kv_usage
+from shared.transport.landing import Landing
 
 
 def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> PrefillExecutor:
@@ -40,16 +40,17 @@ async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) 
     geometry = folder.geometry(settings.block_size)
     num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
     executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
+    pool = BlockPool(num_blocks, settings.block_size, name="prefill KV")
+    watch_kv_usage(worker.registry, Role.PREFILL.value, lambda: pool.num_used / num_blocks)
+    landing = Landing(settings.landing_bytes)
+    worker.transport.watch_quarantine(landing.set_quarantined)
     links = await open_links(worker, folder, settings)
     return PrefillStage(
         worker,
         links,
         executor=executor,
-        scheduler=PrefillScheduler(
-            BlockPool(num_blocks, settings.block_size, name="prefill KV"),
-            max_batch_tokens=settings.max_batch_tokens,
-        ),
-        landing=Landing(settings.landing_bytes),
+        scheduler=PrefillScheduler(pool, max_batch_tokens=settings.max_batch_tokens),
+        landing=landing,
         geometry=geometry,
         max_held=settings.max_held,
     )
@@ -60,6 +61,7 @@ async def open_links(
 ) -> PrefillLinks:
     """The stage's queues and its way to embeddings."""
     bus, model = worker.bus, worker.model
+    metrics = PrefillMetrics.create(worker.registry)
     index = EmbeddingIndex(
         await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S)
     )
@@ -70,10 +72,12 @@ async def open_links(
         hidden_size=folder.spec.text.hidden_size,
         dtype=TORCH_DTYPES[folder.dtype],
         pull_timeout_s=settings.transfer.pull_timeout_s,
+        metrics=metrics,
     )
     return PrefillLinks(
         tasks=await bus.work_queue(subjects.work(Role.PREFILL, model), PrefillTask),
         decode_tasks=await bus.work_queue(subjects.work(Role.DECODE, model), DecodeTask),
         index=index,
         receiver=receiver,
+        metrics=metrics,
     )

@@ -23,6 +23,7 @@ from shared.messages.work import EncodeTask
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.telemetry import names, tracing
+from shared.telemetry.metrics import PrefillMetrics
 from shared.transport.base import Transport
 from shared.transport.tensors import byte_view
 
@@ -90,6 +91,7 @@ class EmbeddingReceiver:
         hidden_size: int,
         dtype: torch.dtype,
         pull_timeout_s: float,
+        metrics: PrefillMetrics,
     ) -> None:
         self._index = index
         self._transport = transport
@@ -97,6 +99,7 @@ class EmbeddingReceiver:
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._pull_timeout_s = pull_timeout_s
+        self._metrics = metrics
 
     def num_bytes(self, request: RequestDescriptor) -> int:
         """Landing memory that all embeddings of a request take."""
@@ -124,7 +127,7 @@ class EmbeddingReceiver:
     ) -> None:
         stale: set[str] = set()
         while True:
-            with tracing.span(names.WAIT_EMBEDDING):
+            with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
                 ref = await self._index.wait_for(item.content_key, excluding=stale)
             try:
                 await self._pull(ref, item, into)
@@ -145,7 +148,10 @@ class EmbeddingReceiver:
                 f"embedding {item.content_key[:12]} is announced as "
                 f"{[ref.num_tokens, ref.hidden_size]}, the prompt has room for {list(into.shape)}",
             )
-        with tracing.span(names.TRANSFER_EMBEDDING, num_bytes=ref.tensor.num_bytes):
+        with (
+            tracing.span(names.TRANSFER_EMBEDDING, num_bytes=ref.tensor.num_bytes),
+            self._metrics.embedding_transfer_s.time(),
+        ):
             await self._transport.pull(
                 ref.tensor, 0, byte_view(into), timeout_s=self._pull_timeout_s
             )

@@ -14,7 +14,6 @@ import uuid
 from dataclasses import dataclass, field
 
 import torch
-from shared.transport.landing import Landing
 
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import FirstToken, PrefillExecutor, PromptInput
@@ -35,7 +34,9 @@ from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
+from shared.telemetry.metrics import PrefillMetrics
 from shared.transport.base import Segment
+from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
 QUEUE_FULL_RETRY_S = 0.05
@@ -91,6 +92,7 @@ class PrefillLinks:
     decode_tasks: WorkQueue[DecodeTask]
     index: EmbeddingIndex
     receiver: EmbeddingReceiver
+    metrics: PrefillMetrics
 
 
 class PrefillStage:
@@ -114,6 +116,7 @@ class PrefillStage:
         self._landing = landing
         self._geometry = geometry
         self._max_held = max_held
+        self._metrics = links.metrics
         self._work = Signal()
         self._room = Signal()
 
@@ -127,6 +130,7 @@ class PrefillStage:
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
+            metrics=self._worker.metrics,
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped():
@@ -158,6 +162,9 @@ class PrefillStage:
                 job.ended_s = wall()
                 job.end_step()
             self._work.notify()
+        self._metrics.forward_s.observe(wall() - started_s)
+        self._metrics.batch_tokens.observe(sum(job.num_tokens for job in batch))
+        self._metrics.prompt_tokens.inc(sum(job.num_tokens for job in batch))
         # A job whose task was cancelled during the step has a cancelled future.
         wanted = [(j, token) for j, token in zip(batch, tokens, strict=True) if not j.done.done()]
         for job, token in wanted:
@@ -203,7 +210,7 @@ class PrefillStage:
             names.PREFILL,
             job.started_s,
             job.ended_s,
-            attributes={names.NUM_TOKENS: job.num_tokens},
+            num_tokens=job.num_tokens,
         )
         return first
 

@@ -65,7 +65,8 @@ class WorkQueue(Protocol, Generic[M]):
     """One bounded queue of tasks of one type."""
 
     async def put(self, message: M, *, message_id: str, headers: Headers | None = None) -> None:
-        """Queue a task. Raises `QueueFull`.
+        """Queue a task. Raises `QueueFull`; after any other `BusError` it may be queued or not, and
+        putting it again with the same id is safe.
 
         A `message_id` seen within the duplicate window is dropped without a word, even when that
         task has ended meanwhile: an id must name the attempt, not only the content.
@@ -133,7 +134,8 @@ class ObjectStore(Protocol):
 
 
 class Bus(Protocol):
-    """A connection to the bus."""
+    """A connection to the bus. Queues, buckets and stores are opened once and kept: they live as
+    long as the connection."""
 
     async def work_queue(self, subject: str, kind: type[M]) -> WorkQueue[M]:
         """The work queue of that subject, made if it does not exist."""

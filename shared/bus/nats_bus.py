@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 from nats.aio.client import Client
@@ -72,17 +73,25 @@ class NatsBus:
         self._closing = False
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, limits: BusLimits | None = None) -> Self:
-        """Connect as client `name`, trying for `connect_timeout_s`.
-
-        Raises `BusError` without a server that has JetStream.
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str,
+        limits: BusLimits | None = None,
+        credentials_file: Path | None = None,
+    ) -> Self:
+        """Connect as client `name`, trying for `connect_timeout_s`; `url` may be several, with
+        commas between. Raises `BusError` without a server that has JetStream.
         """
         limits = limits or BusLimits()
         client = Client()
         bus = cls(client, limits)
         try:
             with translated(f"connect to {url}"):
-                await asyncio.wait_for(bus._connect(url, name), limits.connect_timeout_s)
+                await asyncio.wait_for(
+                    bus._connect(url, name, credentials_file), limits.connect_timeout_s
+                )
         except BusError:
             await client.close()
             raise
@@ -94,14 +103,15 @@ class NatsBus:
             raise
         return bus
 
-    async def _connect(self, url: str, name: str) -> None:
+    async def _connect(self, url: str, name: str, credentials_file: Path | None) -> None:
         await self._client.connect(
-            url,
+            [each.strip() for each in url.split(",")],
             name=name,
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
             ping_interval=_PING_INTERVAL_S,
             pending_size=self._limits.reconnect_buffer_bytes,
+            user_credentials=str(credentials_file) if credentials_file else None,
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
@@ -204,15 +214,15 @@ class NatsBus:
             )
 
     async def _restore(self) -> None:
-        try:
-            await self._ensure_dead_letters()
-        except BusError as error:
-            logger.error("after reconnecting: %s", error)
-        for resource in list(self._resources):
-            try:
-                await resource.reconnected()
-            except BusError as error:
-                logger.error("after reconnecting: %s", error)
+        """Make again what a restarted server forgot, one after the other, until all is there."""
+        for again in (self._ensure_dead_letters, *(r.reconnected for r in self._resources)):
+            while True:
+                try:
+                    await again()
+                    break
+                except BusError as error:
+                    logger.warning("after reconnecting, trying again: %s", error)
+                    await asyncio.sleep(_RECONNECT_WAIT_S)
 
     async def _on_error(self, error: Exception) -> None:
         # While disconnected every attempt fails in the same way: said once, when it began.

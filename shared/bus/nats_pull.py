@@ -23,6 +23,8 @@ from shared.errors import BusError
 _MAX_PULL_S = 15.0
 # How long to wait for the status of a pull that the server must have ended.
 _STATUS_GRACE_S = 0.5
+# How long a cancelled fetch may stay to receive what is on the wire.
+_DRAIN_TIMEOUT_S = 2.0
 
 _NOTHING_HERE = frozenset({"404", "408"})
 
@@ -119,7 +121,10 @@ class PullInbox:
             return
         try:
             with translated(self._request_subject):
-                await subscription.drain()  # type: ignore[no-untyped-call]
+                await asyncio.wait_for(
+                    subscription.drain(),  # type: ignore[no-untyped-call]
+                    _DRAIN_TIMEOUT_S,
+                )
         except BusError as error:
             # Whatever was on the wire is redelivered when its acknowledgement is overdue.
             logger.warning("pull not withdrawn: %s", error)

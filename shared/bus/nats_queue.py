@@ -117,8 +117,10 @@ class NatsWorkQueue(Generic[M]):
 
     async def reconnected(self) -> None:
         """The connection is new: what was asked for on the old one will not come."""
-        await self.open()
-        self._inbox.interrupt("reconnected")
+        try:
+            await self.open()
+        finally:
+            self._inbox.interrupt("reconnected")
 
     async def close(self) -> None:
         """Give back what was received and never taken."""

@@ -34,8 +34,11 @@ class Registration(Message):
 
 
 class CancelRequest(Message):
-    """Broadcast by the gateway: drop every attempt of this request up to `attempt`, at the next
-    step."""
+    """Broadcast by the gateway when a request ended, well or not, or an attempt was given up.
+
+    Every attempt up to `attempt` is void: work on it stops at the next step, and what it still
+    holds is released.
+    """
 
     request_id: str
     attempt: Annotated[int, Field(ge=0)]

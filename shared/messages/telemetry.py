@@ -23,7 +23,7 @@ class SpanRecord(Message):
     start_unix_ns: Annotated[int, Field(ge=0)]
     end_unix_ns: Annotated[int, Field(ge=0)]
     failed: bool = False
-    attributes: dict[str, AttributeValue] = {}
+    attributes: dict[str, AttributeValue] = Field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from prometheus_client import CollectorRegistry
 
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers
@@ -38,7 +39,8 @@ from shared.runtime.registration import RegistrationHeartbeat
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
 from shared.telemetry import logs, tracing
-from shared.telemetry.bus_spans import BusSpanExporter
+from shared.telemetry.http import Health, TelemetryEndpoint
+from shared.telemetry.metrics import TaskMetrics, TransportCollector
 from shared.transport.base import Transport
 from shared.transport.ucx import UcxTransport
 
@@ -81,16 +83,14 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
         or f"{role.value}-{socket.gethostname()}-{os.getpid()}",
         incarnation=time.time_ns(),
     )
-    logs.setup_logging(me.name, level=settings.telemetry.log_level.upper())
+    telemetry = settings.telemetry
+    logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     folder = await asyncio.to_thread(open_model, settings)
     async with AsyncExitStack() as scope:
         bus = await scope.enter_async_context(
             await NatsBus.connect(settings.bus.url, name=me.name, limits=BusLimits())
         )
-        spans = await scope.enter_async_context(
-            BusSpanExporter(bus, service=role.value, instance=me.name)
-        )
-        scope.callback(tracing.setup_tracing(role.value, me.name, processors=[spans]).shutdown)
+        await scope.enter_async_context(tracing.setup_tracing(role.value, me.name, bus))
         compatibility = folder.geometry(settings.block_size).compatibility_hash(
             folder.spec.fingerprint
         )
@@ -103,6 +103,14 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
             )
         )
         worker = await scope.enter_async_context(open_worker(me, role, settings, bus, transport))
+        await scope.enter_async_context(
+            TelemetryEndpoint(
+                worker.registry,
+                lambda: Health(ready=heartbeat.registration.ready),
+                host="127.0.0.1",
+                port=settings.metrics_port,
+            )
+        )
         stage = await build(worker, folder, settings)
         await heartbeat.update(ready=True)
         logs.log_event(logger, "ready", role=role.value, model=worker.model)
@@ -129,9 +137,12 @@ async def open_worker(
 ) -> AsyncIterator[Worker]:
     """The links of one worker; gateways' cancel requests and heartbeats are followed within."""
     cancellations = Cancellations()
+    registry = CollectorRegistry()
+    registry.register(TransportCollector(transport.counters))
 
     async def on_cancel(message: CancelRequest, headers: Headers) -> None:
         cancellations.cancel(message.request_id, message.attempt)
+        transport.drop(message.request_id)
 
     async def on_alive(message: RequestsAlive, headers: Headers) -> None:
         transport.extend(message.request_ids)
@@ -151,6 +162,8 @@ async def open_worker(
                 events=EventSink(bus, me),
                 cancellations=cancellations,
                 compute=compute,
+                registry=registry,
+                metrics=TaskMetrics.create(registry),
                 drain_s=settings.drain_s,
                 heartbeat_s=BusLimits().ack_wait_s / 3,
             )
@@ -168,7 +181,9 @@ def weights_progress() -> Callable[[int, int], None]:
         percent = 100 * bytes_done // max(1, bytes_total)
         if percent != last_percent:
             last_percent = percent
-            logs.log_weights_loading(logger, bytes_done, bytes_total)
+            logs.log_event(
+                logger, logs.WEIGHTS_LOADING, bytes_done=bytes_done, bytes_total=bytes_total
+            )
 
     return on_progress
 

@@ -21,7 +21,8 @@ from shared.runtime.cancellations import Cancellations
 from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.runtime.signal import Signal
-from shared.telemetry import names, tracing
+from shared.telemetry import tracing
+from shared.telemetry.metrics import TaskMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Intake(Generic[T]):
         room: Signal,
         events: EventSink,
         cancellations: Cancellations,
+        metrics: TaskMetrics,
         heartbeat_s: float,
         clock: Clock = wall,
     ) -> None:
@@ -80,6 +82,7 @@ class Intake(Generic[T]):
         self._room = room
         self._events = events
         self._cancellations = cancellations
+        self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +126,10 @@ class Intake(Generic[T]):
     async def _start(self, delivery: Delivery[T]) -> None:
         ticket = Ticket()
         self._held.add(delivery)
+        self._metrics.queue_s.labels(self._stage).observe(delivery.queued_s)
+        self._metrics.running.labels(self._stage).set(len(self._held))
+        if delivery.num_delivered > 1:
+            self._metrics.redeliveries.labels(self._stage).inc()
         task = asyncio.create_task(self._run_one(delivery, ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -142,10 +149,7 @@ class Intake(Generic[T]):
         unwatch = self._cancellations.watch(origin.request_id, origin.attempt, cancel)
         try:
             with tracing.attached(delivery.headers):
-                taken_s = self._clock()
-                tracing.record_span(
-                    names.queue_span(self._stage), taken_s - delivery.queued_s, taken_s
-                )
+                tracing.record_queue_span(self._stage, delivery.queued_s)
                 await self._serve_or_fail(delivery, origin, ticket)
         except asyncio.CancelledError:
             if not cancelled_by_client:
@@ -156,6 +160,7 @@ class Intake(Generic[T]):
             unwatch()
             ticket.admit()
             self._held.discard(delivery)
+            self._metrics.running.labels(self._stage).set(len(self._held))
             self._room.notify()
 
     async def _serve_or_fail(self, delivery: Delivery[T], origin: Origin, ticket: Ticket) -> None:
@@ -178,12 +183,16 @@ class Intake(Generic[T]):
             logger.exception("%s: request %s failed", self._stage, origin.request_id)
             detail = str(error) if isinstance(error, TriptychError) else type(error).__name__
             broken = RequestFailed(FailureKind.INTERNAL, f"{self._stage} failed: {detail}")
-            await self._events.fail(origin, broken)
+            await self._report(origin, broken)
             await _quietly(delivery.reject(f"{type(error).__name__}: {error}"))
 
     async def _fail(self, delivery: Delivery[T], origin: Origin, failure: RequestFailed) -> None:
-        await self._events.fail(origin, failure)
+        await self._report(origin, failure)
         await _quietly(delivery.ack())
+
+    async def _report(self, origin: Origin, failure: RequestFailed) -> None:
+        self._metrics.failures.labels(self._stage, failure.kind.value).inc()
+        await self._events.fail(origin, failure)
 
     async def _beat(self) -> None:
         while True:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from shared.bus.base import Bus
 from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.compute import ComputeThread
 from shared.runtime.events import EventSink
+from shared.telemetry.metrics import TaskMetrics
 from shared.transport.base import Transport
 
 
@@ -25,5 +28,7 @@ class Worker:
     events: EventSink
     cancellations: Cancellations
     compute: ComputeThread
+    registry: CollectorRegistry
+    metrics: TaskMetrics
     drain_s: float
     heartbeat_s: float

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -29,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class BusSpanExporter(SpanProcessor):
-    """Publishes on `subjects.SPANS` while its `async with` is open."""
+    """Publishes on `subjects.SPANS` from `start` to `close`."""
 
     def __init__(
         self, bus: Bus, *, service: str, instance: str, max_waiting: int = MAX_WAITING_SPANS
@@ -52,16 +50,12 @@ class BusSpanExporter(SpanProcessor):
             return
         self._waiting.append(span)
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
-        return self
+    def start(self) -> None:
+        """Begin to publish. Call it inside the event loop."""
+        self._task = asyncio.create_task(self._run(), name="span export")
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Publish what waits and stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,8 +1,8 @@
 """Structured log lines: one event name and its fields.
 
-On a terminal a line reads `12:00:00.123 INFO decode-0 task_taken request_id=r1`; with
-TRIPTYCH_LOG_FORMAT=json every line is one JSON object. A parent process can parse the progress of
-loading weights from either.
+On a terminal a line reads `12:00:00.123 INFO decode-0 task_taken request_id=r1`; elsewhere, or with
+TRIPTYCH_LOG_FORMAT=json, every line is one JSON object with at least time, level, logger, instance
+and event, which a parent process can parse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -20,28 +19,27 @@ from shared.telemetry.tracing import current_trace_id
 
 FORMAT_VARIABLE = "TRIPTYCH_LOG_FORMAT"
 WEIGHTS_LOADING = "weights_loading"
+"""Progress of reading weights; its fields are `bytes_done` and `bytes_total`."""
 
-_EVENT = "triptych_event"
 _FIELDS = "triptych_fields"
-_HUMAN_PROGRESS = re.compile(rf"\b{WEIGHTS_LOADING} bytes_done=(\d+) bytes_total=(\d+)")
 _PLAIN_VALUE = re.compile(r'[^\s="]+')
 
 
-@dataclass(frozen=True)
-class WeightsProgress:
-    """How much of its weights a worker has read."""
-
-    bytes_done: int
-    bytes_total: int
-
-
 def setup_logging(
-    instance: str, *, level: int | str = logging.INFO, stream: TextIO | None = None
+    level: int | str, log_format: str, instance: str, *, stream: TextIO | None = None
 ) -> None:
-    """Send all of this process' log lines to `stream` (standard error), in place of what was set."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    as_json = os.environ.get(FORMAT_VARIABLE, "").lower() == "json"
+    """Send all of this process' log lines to `stream` (standard error), in place of what was set.
+
+    `log_format` is "text", "json" or "auto": the environment's wish, else text on a terminal and
+    JSON elsewhere.
+    """
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    if log_format == "auto":
+        log_format = os.environ.get(FORMAT_VARIABLE) or ("text" if stream.isatty() else "json")
+    as_json = log_format.lower() == "json"
     handler.setFormatter(JsonFormatter(instance) if as_json else HumanFormatter(instance))
+    level = level.upper() if isinstance(level, str) else level
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
@@ -50,27 +48,7 @@ def log_event(
 ) -> None:
     """Log one event; values should be scalars."""
     if logger.isEnabledFor(level):
-        logger.log(level, event, extra={_EVENT: event, _FIELDS: fields}, stacklevel=2)
-
-
-def log_weights_loading(logger: logging.Logger, bytes_done: int, bytes_total: int) -> None:
-    """The progress event that `parse_weights_progress` understands."""
-    log_event(logger, WEIGHTS_LOADING, bytes_done=bytes_done, bytes_total=bytes_total)
-
-
-def parse_weights_progress(line: str) -> WeightsProgress | None:
-    """The progress that a log line of another process tells, whatever its format; None if none."""
-    if WEIGHTS_LOADING not in line:
-        return None
-    if match := _HUMAN_PROGRESS.search(line):
-        return WeightsProgress(int(match[1]), int(match[2]))
-    try:
-        fields = json.loads(line)
-        if fields["event"] != WEIGHTS_LOADING:
-            return None
-        return WeightsProgress(int(fields["bytes_done"]), int(fields["bytes_total"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+        logger.log(level, event, extra={_FIELDS: fields}, stacklevel=2)
 
 
 class HumanFormatter(logging.Formatter):
@@ -102,11 +80,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "instance": self._instance,
-            "event": getattr(record, _EVENT, "log"),
+            "event": record.getMessage(),
         }
-        if not hasattr(record, _EVENT):
-            line["message"] = record.getMessage()
-        if (trace_id := current_trace_id()) is not None:
+        if trace_id := current_trace_id():
             line["trace_id"] = trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

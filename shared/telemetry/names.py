@@ -1,15 +1,15 @@
 """Every span's name and every attribute's key, in one place.
 
-A request's spans, in the order of its life: queue time, transfer time and compute time are separate,
-so that their sum explains the request's latency.
+A request's spans, in the order of its life: queue time, transfer time and compute time are
+separate, so that their sum explains the request's latency.
 """
 
 from __future__ import annotations
 
 REQUEST = "request"
 INGEST = "ingest"
-MEDIA_STORE = "media.store"
 DISPATCH = "dispatch"
+MEDIA_STORE = "media.store"
 MEDIA_FETCH = "media.fetch"
 QUEUE_ENCODE = "queue.encode"
 PREPROCESS = "preprocess"
@@ -26,9 +26,9 @@ RECOVERY = "recovery"
 
 ALL_SPANS = frozenset(
     {
-        REQUEST, INGEST, MEDIA_STORE, DISPATCH, MEDIA_FETCH, QUEUE_ENCODE, PREPROCESS, ENCODE,
-        TRANSFER_EMBEDDING, QUEUE_PREFILL, WAIT_EMBEDDING, PREFILL, TRANSFER_KV, QUEUE_DECODE,
-        DECODE, DETOKENIZE, RECOVERY,
+        REQUEST, INGEST, DISPATCH, MEDIA_STORE, MEDIA_FETCH, QUEUE_ENCODE, PREPROCESS,
+        ENCODE, TRANSFER_EMBEDDING, QUEUE_PREFILL, WAIT_EMBEDDING, PREFILL, TRANSFER_KV,
+        QUEUE_DECODE, DECODE, DETOKENIZE, RECOVERY,
     }
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -60,7 +60,8 @@ class ChatTemplate:
 class _Generation(Extension):
     """`{% generation %}` marks the assistant's part for training; here it is transparent."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    # jinja2 declares this per instance, so ClassVar would contradict it.
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

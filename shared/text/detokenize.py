@@ -24,30 +24,34 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._num_context = 0
-        self._num_shown_chars = 0
+        self._shown = ""
 
     def push(self, token_id: int) -> str:
         """Take the next id; return the text that it completes, perhaps none."""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
+        if text.endswith(_REPLACEMENT) and not text.startswith(self._shown):
+            # Byte-fallback decoders judge a run of bytes as a whole: one that is incomplete at its
+            # end takes back characters that were already shown, until it is complete again.
+            return ""
         certain = _without_waiting(text)
-        piece = certain[self._num_shown_chars :]
-        self._num_shown_chars = max(self._num_shown_chars, len(certain))
+        piece = certain[len(self._shown) :]
+        self._shown += piece
         if piece and certain == text:
             self._slide()
         return piece
 
     def flush(self) -> str:
         """The answer is over: return what was held back."""
-        rest = self._tokenizer.decode(self._window)[self._num_shown_chars :]
-        self._num_shown_chars += len(rest)
+        rest = self._tokenizer.decode(self._window)[len(self._shown) :]
+        self._shown += rest
         return rest
 
     def _slide(self) -> None:
         """Everything is shown: the tokens of this piece become the context of the next."""
         self._window = self._window[self._num_context :]
         self._num_context = len(self._window)
-        self._num_shown_chars = len(self._tokenizer.decode(self._window))
+        self._shown = self._tokenizer.decode(self._window)
 
 
 def _without_waiting(text: str) -> str:

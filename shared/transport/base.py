@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from shared.messages.refs import TensorRef
 
 Buffer = Any
-"""Contiguous memory that has `__array_interface__` or `__cuda_array_interface__` or the buffer protocol."""
+"""Contiguous memory: buffer protocol, `__array_interface__` or `__cuda_array_interface__`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ class Transport(Protocol):
 
     def extend(self, holders: Iterable[str]) -> None:
         """These requests still live: push the expiry of every lease that one of them holds."""
+        ...
+
+    def drop(self, holder: str) -> None:
+        """This request ended: release all that it still holds here. Idempotent."""
         ...
 
     def revoke(self, lease_id: str) -> None:

@@ -1,7 +1,7 @@
 """Memory as flat bytes, whatever object holds it.
 
-In: objects with the buffer protocol, `__array_interface__` or `__cuda_array_interface__`. Out: views
-of the same memory, never a copy. Knows no tensor library.
+In: objects with the buffer protocol, `__array_interface__` or `__cuda_array_interface__`. Out:
+views of the same memory, never a copy. Knows no tensor library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_on_device(buffer: Buffer) -> bool:
 
 
 def host_bytes(buffer: Buffer) -> ByteArray:
-    """View host memory as bytes. Raises `ValueError` if it is scattered, `TypeError` if it is none."""
+    """View host memory as bytes. Raises `ValueError` if scattered, `TypeError` if it is none."""
     if not hasattr(buffer, "__array_interface__"):
         return np.frombuffer(buffer, dtype=np.uint8)
     array = np.asarray(buffer)
@@ -45,11 +45,12 @@ def num_bytes_of(buffer: Buffer) -> int:
     if not is_on_device(buffer):
         return int(host_bytes(buffer).nbytes)
     interface = buffer.__cuda_array_interface__
-    return math.prod(interface["shape"]) * np.dtype(interface["typestr"]).itemsize
+    num_items = math.prod(interface["shape"])
+    return int(num_items * np.dtype(interface["typestr"]).itemsize)
 
 
 def checked_landing(ref: TensorRef, segment: int, into: Buffer) -> Buffer:
-    """Memory to receive a segment into. Raises `ValueError` unless it is writeable and fits exactly."""
+    """Memory to receive a segment into. Raises `ValueError` unless writeable and of its size."""
     if not 0 <= segment < len(ref.segment_bytes):
         raise ValueError(f"segment {segment} of {len(ref.segment_bytes)}")
     landing = into if is_on_device(into) else landing_bytes(into)

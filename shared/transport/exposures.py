@@ -87,6 +87,11 @@ class Exposures:
         if self._leases.release(lease_id, holder):
             self._free(lease_id)
 
+    def drop(self, holder: str) -> None:
+        """One holder is done with all that it holds."""
+        for lease_id in self._leases.drop(holder):
+            self._free(lease_id)
+
     def revoke(self, lease_id: str) -> None:
         """Take an exposure back."""
         if self._leases.revoke(lease_id):

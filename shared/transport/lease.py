@@ -1,7 +1,7 @@
 """The lease book: who may still read which exposure, and when its memory is the owner's again.
 
-In: opens, extensions, releases, revocations, sends that begin and end, and the time. Out: the ids of
-leases whose memory just became free. Pure: knows no clock, no bytes, no network and no event loop.
+In: opens, extensions, releases, revocations, sends that begin and end, and the time. Out: the ids
+of leases whose memory just became free. Pure: knows no clock, bytes, network or event loop.
 
 A lease is open until its last holder released it, it was revoked, or its time passed. Only an open
 lease may be sent; a closed one is freed as soon as no send of it is in flight, and exactly once.
@@ -83,6 +83,11 @@ class LeaseBook:
         lease.holders.discard(holder)
         self._unhold(holder, lease_id)
         return not lease.holders and self._close(lease_id, lease, Outcome.MISSING)
+
+    def drop(self, holder: str) -> tuple[str, ...]:
+        """A holder is done with all its leases. Returns those whose memory became free."""
+        held = tuple(self._held_by.get(holder, ()))
+        return tuple(lease_id for lease_id in held if self.release(lease_id, holder))
 
     def revoke(self, lease_id: str) -> bool:
         """Take a lease back. Idempotent. Returns whether the memory became free."""

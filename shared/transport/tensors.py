@@ -10,8 +10,8 @@ from shared.transport.base import Buffer
 def byte_view(tensor: torch.Tensor) -> Buffer:
     """The memory of a contiguous tensor as a flat buffer of bytes.
 
-    On the CPU a numpy array (numpy has no bfloat16, hence the detour over bytes); on a GPU the tensor
-    itself as bytes, which carries `__cuda_array_interface__`.
+    On the CPU a numpy array (numpy has no bfloat16, hence the detour over bytes); on a GPU the
+    tensor itself as bytes, which carries `__cuda_array_interface__`.
     """
     if not tensor.is_contiguous():
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} must be contiguous to be sent")

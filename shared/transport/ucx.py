@@ -1,8 +1,8 @@
-"""The data plane over UCX: shared memory and direct reads on one host, InfiniBand or TCP between hosts.
+"""The data plane over UCX: shared memory on one host, InfiniBand or TCP between hosts.
 
-In: exposures and pulls of this process' stage. Out: bytes in the receiver's memory. Knows nothing of
-what the bytes mean. A receiver sends a small request to the owner, who answers with a typed header and
-the bytes (`wire`); everything here runs on one event loop, which sleeps when nothing moves.
+In: exposures and pulls of this process' stage. Out: bytes in the receiver's memory. Knows nothing
+of what the bytes mean. A receiver sends a small request to the owner, who answers with a typed
+header and the bytes (`wire`). Everything runs on one event loop, which sleeps when nothing moves.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CLOSE_TIMEOUT_S = 1.0
 class UcxTransport:
     """One process' access to the data plane over UCX.
 
-    `error_handling` lets a dead peer be noticed and its transfers fail at once; without it UCX aborts
-    this process when a peer dies while its memory is being read. `config` holds UCX options without
-    their `UCX_` prefix; the environment wins over it.
+    `error_handling` lets a dead peer be noticed and its transfers fail at once; without it UCX
+    aborts this process when a peer dies while its memory is being read. `config` holds UCX options
+    without their `UCX_` prefix; the environment wins over it.
     """
 
     def __init__(
@@ -106,6 +106,10 @@ class UcxTransport:
     def extend(self, holders: Iterable[str]) -> None:
         """Push the expiry of every lease that one of these requests holds."""
         self._exposures.extend(holders, time.monotonic())
+
+    def drop(self, holder: str) -> None:
+        """Release all that one request still holds."""
+        self._exposures.drop(holder)
 
     def revoke(self, lease_id: str) -> None:
         """Take an exposure back."""

@@ -4,10 +4,10 @@ In: requests to pull with a deadline. Out: bytes in the caller's memory, or a `T
 nothing of leases.
 
 A pull waits for the owner's header first and offers its landing memory only then, so giving up
-before the header leaves that memory untouched. Giving up later leaves it in quarantine: the transport
-sends one byte to itself under the pull's tag, which ends a receive that no message had matched; one
-that had been matched ends when UCX is done. Replies to pulls that nobody awaits any more are taken
-off UCX's hands as soon as they are seen, so that their owner can free.
+before the header leaves that memory untouched. Giving up later leaves it in quarantine: the
+transport sends one byte to itself under the pull's tag, which ends a receive that no message had
+matched; one that had been matched ends when UCX is done. Replies to pulls that nobody awaits any
+more are taken off UCX's hands as soon as they are seen, so that their owner can free.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The owner's side over UCX: control messages in, headers and segments out.
 
-In: pull requests, abandonments and releases of receivers. Out: typed refusals or bytes. Knows nothing
-of what the memory holds. A send holds its lease from its admission until UCX is done with the memory,
-or until the receiver has long passed its deadline and would refuse the bytes anyway.
+In: pull requests, abandonments and releases of receivers. Out: typed refusals or bytes. Knows
+nothing of what the memory holds. A send holds its lease from its admission until UCX is done with
+the memory, or until the receiver is so far past its deadline that it would refuse the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_OPENERS = 2
 """Threads that gather segments: enough that one large segment does not hold up a small one."""
 
 GRACE_S = 1.0
-"""How long after a receiver's deadline its segment is still held: messages and clocks are not exact."""
+"""How long after a receiver's deadline its segment is still held; clocks are not exact."""
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ PullNumber = Annotated[int, Field(ge=0, le=PULL_MASK)]
 
 
 class PullRequest(Message):
-    """Send me this segment: a header under `HEADER_TAG | number`, the bytes under `DATA_TAG | number`.
+    """Send this segment: a header under `HEADER_TAG | number`, the bytes under `DATA_TAG | number`.
 
     `timeout_s` is how long the receiver will accept it, counted from now.
     """

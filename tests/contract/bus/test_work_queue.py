@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -184,6 +185,31 @@ async def test_a_cancelled_take_loses_nothing(queue: Queue) -> None:
         taken.add(delivery.message.request_id)
         await delivery.ack()
     assert taken == {f"t{i}" for i in range(num_tasks)}
+
+
+async def test_hurried_workers_neither_lose_nor_repeat_a_task(world: World, subject: str) -> None:
+    limits = BusLimits(ack_wait_s=30.0)
+    num_tasks, done = 200, list[str]()
+
+    async def worker(seed: int) -> None:
+        dice = random.Random(seed)
+        queue = await (await world.connect(limits)).work_queue(subject, CancelRequest)
+        while len(done) < num_tasks:
+            taking = asyncio.create_task(queue.take(dice.randint(1, 5), 0.05))
+            if dice.random() < 0.3:
+                await asyncio.sleep(dice.random() * 0.004)
+                taking.cancel()
+            await asyncio.wait([taking])
+            for delivery in [] if taking.cancelled() else taking.result():
+                done.append(delivery.message.request_id)
+                await delivery.ack()
+
+    queue = await (await world.connect(limits)).work_queue(subject, CancelRequest)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for seed in range(3):
+            group.create_task(worker(seed))
+        await put(queue, *(f"t{i}" for i in range(num_tasks)))
+    assert sorted(done) == sorted(f"t{i}" for i in range(num_tasks))
 
 
 async def test_a_full_queue_refuses(queue: Queue) -> None:

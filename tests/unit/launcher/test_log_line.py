@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.launcher.log_line import LogLine, parse
-from shared.telemetry.logs import JsonFormatter, log_event, log_weights_loading
+from shared.telemetry.logs import WEIGHTS_LOADING, JsonFormatter, log_event
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ from shared.telemetry.logs import JsonFormatter, log_event, log_weights_loading
         (b'{"level":"INFO","event":"ready","port":9}\n', LogLine("info", "ready", {"port": 9})),
         (b'{"level":"warning","message":"slow","time":"12:00"}\n', LogLine("warning", "slow")),
         (b"Segmentation fault\n", LogLine("info", "Segmentation fault")),
+        (b"[7] 2026/01/02 03:04:05.678901 [WRN] Slow disk\n", LogLine("warning", "Slow disk")),
         (b"[1, 2]\n", LogLine("info", "[1, 2]")),
         (b'{"level":"loud","event":"x"}', LogLine("info", "x")),
-        (b'{"level":"error","event":"log","message":"oom"}', LogLine("error", "oom")),
         (b"\xff\n", LogLine("info", "\ufffd")),
     ],
 )
@@ -69,7 +69,7 @@ def test_what_the_services_log_is_understood(
     written: tuple[logging.Logger, io.StringIO],
 ) -> None:
     logger, out = written
-    log_weights_loading(logger, 1, 4)
+    log_event(logger, WEIGHTS_LOADING, bytes_done=1, bytes_total=4)
     log_event(logger, "ready", role="decode")
     logger.error("out of %s", "memory")
     loading, ready, failed = map(parse, out.getvalue().encode().splitlines())

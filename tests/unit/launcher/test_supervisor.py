@@ -103,6 +103,7 @@ async def test_a_process_that_cannot_start_is_given_up_with_its_last_words() -> 
         with pytest.raises(GaveUp, match="a exited with code 3 and 3 starts .*: no weights"):
             await asyncio.wait_for(supervisor.failed(), 20)
         assert notes.all.count(("started", "a")) == 3
+        assert notes.all.count(("ended", "a", "exited with code 3: no weights")) == 2
 
 
 async def test_after_all_were_ready_nothing_is_given_up() -> None:

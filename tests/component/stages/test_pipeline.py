@@ -1,0 +1,240 @@
+"""The three stages together, over the in-memory bus and transport, with the demo model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from bench.accuracy import png
+from bench.prompts import PromptMaker
+from examples.plates.draw import draw
+from examples.plates.specs import plate_spec
+from services.local_engine import LocalEngine
+from services.prefill.settings import PrefillSettings
+from shared.bus import subjects
+from shared.demo import model_dir
+from shared.errors import FailureKind
+from shared.messages.control import Role
+from shared.messages.descriptor import RequestDescriptor
+from shared.messages.events import FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.modelspec import ModelSpec
+from shared.runtime.host import ModelFolder
+from shared.runtime.settings import ModelSettings
+from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder() -> ModelFolder:
+    spec = ModelSpec.load(model_dir())
+    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: ModelFolder) -> LocalEngine:
+    return LocalEngine(folder)
+
+
+@pytest.fixture(scope="module")
+def prompts(folder: ModelFolder) -> PromptMaker:
+    return PromptMaker(folder.directory)
+
+
+def plates(seed: int, count: int) -> list[bytes]:
+    rng = random.Random(seed)
+    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
+
+
+def request(
+    prompts: PromptMaker, name: str, pictures: Sequence[bytes], *, max_tokens: int = 8
+) -> RequestDescriptor:
+    made = prompts.request(pictures, f"What is this? ({name})", max_tokens=max_tokens)
+    return made.model_copy(update={"request_id": name, "gateway": GATEWAY, "model": MODEL})
+
+
+async def test_tokens_equal_those_of_one_process(
+    folder: ModelFolder, engine: LocalEngine, prompts: PromptMaker
+) -> None:
+    jobs = {f"r{n}": plates(n, n % 4) for n in range(12)}
+    requests = {name: request(prompts, name, pictures) for name, pictures in jobs.items()}
+    async with running_pipeline(folder) as pipeline:
+        await asyncio.gather(*(pipeline.submit(requests[n], jobs[n]) for n in jobs))
+        answers = {name: await pipeline.tokens_of(name) for name in jobs}
+        await pipeline.settled()
+    for name, pictures in jobs.items():
+        assert answers[name] == list(engine.generate(requests[name], pictures)), name
+
+
+async def test_reversed_pictures_stay_with_their_requests(
+    folder: ModelFolder, engine: LocalEngine, prompts: PromptMaker
+) -> None:
+    pictures = plates(7, 3)
+    forward = request(prompts, "forward", pictures)
+    backward = request(prompts, "backward", pictures[::-1])
+    async with running_pipeline(folder) as pipeline:
+        await asyncio.gather(
+            pipeline.submit(forward, pictures), pipeline.submit(backward, pictures[::-1])
+        )
+        got = [await pipeline.tokens_of("forward"), await pipeline.tokens_of("backward")]
+        await pipeline.settled()
+    assert got[0] == list(engine.generate(forward, pictures))
+    assert got[1] == list(engine.generate(backward, pictures[::-1]))
+
+
+async def test_the_same_picture_is_embedded_once(folder: ModelFolder, prompts: PromptMaker) -> None:
+    pictures = plates(8, 1)
+    async with running_pipeline(folder) as pipeline:
+        for number in range(4):
+            await pipeline.submit(request(prompts, f"same{number}", pictures), pictures)
+        for number in range(4):
+            await pipeline.tokens_of(f"same{number}")
+        await pipeline.settled()
+        registry = pipeline.workers[Role.ENCODE].registry
+        assert registry.get_sample_value("triptych_encoder_batch_items_sum") == 1
+
+
+async def test_text_never_touches_the_encoder(folder: ModelFolder, prompts: PromptMaker) -> None:
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "text", []), [])
+        assert len(await pipeline.tokens_of("text")) == 8
+        counters = pipeline.workers[Role.ENCODE].transport.counters()
+        assert (counters.transfers_sent, counters.leases_open) == (0, 0)
+
+
+async def test_an_answer_of_one_token_ends_at_prefill(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "one", [], max_tokens=1), [])
+        events = await pipeline.end_of("one")
+        assert isinstance(events[0], TokenEvent)
+        assert isinstance(events[1], FinishedEvent)
+        assert events[1].reason is FinishReason.LENGTH
+        await pipeline.settled()
+        assert pipeline.workers[Role.PREFILL].transport.counters().transfers_sent == 0
+
+
+async def test_a_resubmission_goes_on_where_the_client_is(
+    folder: ModelFolder, engine: LocalEngine, prompts: PromptMaker
+) -> None:
+    pictures = plates(9, 2)
+    whole = request(prompts, "whole", pictures)
+    sampled = whole.sampling.model_copy(update={"temperature": 0.8, "seed": 11})
+    whole = whole.model_copy(update={"sampling": sampled})
+    expected = list(engine.generate(whole, pictures))
+    resumed = whole.model_copy(update={"attempt": 1, "emitted_token_ids": tuple(expected[:3])})
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(resumed, pictures)
+        events = await pipeline.end_of("whole")
+    tokens = [event for event in events if isinstance(event, TokenEvent)]
+    assert [event.index for event in tokens] == [3, 4, 5, 6, 7]
+    assert [event.token_id for event in tokens] == expected[3:]
+
+
+async def test_a_cancelled_request_leaves_nothing_behind(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    pictures = plates(10, 1)
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "gone", pictures, max_tokens=400), pictures)
+        async with asyncio.timeout(30), pipeline.arrived:
+            await pipeline.arrived.wait_for(lambda: len(pipeline.events.get("gone", [])) >= 3)
+        await pipeline.cancel("gone")
+        await pipeline.settled()
+        assert not any(isinstance(e, FinishedEvent) for e in pipeline.events["gone"])
+
+
+async def test_a_request_cancelled_before_it_is_taken_is_never_computed(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.cancel("never")
+        await pipeline.submit(request(prompts, "never", []), [])
+        await pipeline.submit(request(prompts, "after", []), [])
+        await pipeline.tokens_of("after")
+        assert "never" not in pipeline.events
+
+
+async def test_a_missing_picture_is_a_typed_failure(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    pictures = plates(11, 1)
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "lost", pictures), [])
+        (event,) = await pipeline.end_of("lost")
+        assert isinstance(event, FailedEvent)
+        assert event.kind is FailureKind.MEDIA_MISSING
+        await pipeline.cancel("lost")
+        await pipeline.settled()
+
+
+async def test_a_stale_announcement_is_encoded_again(
+    folder: ModelFolder, prompts: PromptMaker, engine: LocalEngine
+) -> None:
+    pictures = plates(12, 1)
+    first, second = (request(prompts, name, pictures) for name in ("first", "second"))
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(first, pictures)
+        await pipeline.tokens_of("first")
+        # The first request's lease is released; its announcement is still in the bucket. Only the
+        # prefill task is queued, as if the encode task had been answered by that announcement.
+        without_encode = dataclasses.replace(pipeline, bus=_WithoutEncode(pipeline))
+        await without_encode.submit(second, pictures)
+        assert await pipeline.tokens_of("second") == list(engine.generate(second, pictures))
+        await pipeline.settled()
+
+
+class _WithoutEncode:
+    """A bus whose encode queue swallows what a gateway puts there."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._bus = pipeline.bus
+
+    async def work_queue(self, subject: str, kind: type) -> object:
+        if subject == subjects.work(Role.ENCODE, MODEL):
+            return self
+        return await self._bus.work_queue(subject, kind)
+
+    async def put(self, *args: object, **kwargs: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._bus, name)
+
+
+async def test_landing_memory_smaller_than_all_requests_does_not_deadlock(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    jobs = {f"w{n}": plates(20 + n, 4) for n in range(6)}
+    requests = {name: request(prompts, name, pictures) for name, pictures in jobs.items()}
+    largest = max(sum(i.num_tokens for i in r.media) for r in requests.values())
+    bytes_per_token = folder.spec.text.hidden_size * 4
+    settings = PrefillSettings(
+        model=ModelSettings(served_name=MODEL),
+        drain_s=1.0,
+        landing_bytes=largest * bytes_per_token,  # type: ignore[arg-type]
+    )
+    async with running_pipeline(folder, prefill=settings) as pipeline:
+        await asyncio.gather(*(pipeline.submit(requests[n], jobs[n]) for n in jobs))
+        for name in jobs:
+            assert len(await pipeline.tokens_of(name)) == 8
+        await pipeline.settled()
+
+
+async def test_a_prompt_beyond_the_pool_is_refused_with_numbers(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    tiny = PrefillSettings(
+        model=ModelSettings(served_name=MODEL),
+        drain_s=1.0,
+        kv_bytes=folder.geometry(16).bytes_per_block,  # type: ignore[arg-type]
+    )
+    async with running_pipeline(folder, prefill=tiny) as pipeline:
+        await pipeline.submit(request(prompts, "big", []), [])
+        (event,) = await pipeline.end_of("big")
+        assert isinstance(event, FailedEvent)
+        assert event.kind is FailureKind.BAD_REQUEST
+        assert "a prefill worker has 1" in event.message

@@ -1,0 +1,172 @@
+"""All three stages in one process, over the in-memory bus and the loopback transport."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from services.decode.build import build as build_decode
+from services.decode.settings import DecodeSettings
+from services.decode.stage import DecodeStage
+from services.encoder.build import build as build_encoder
+from services.encoder.settings import EncoderSettings
+from services.encoder.stage import EncodeStage
+from services.prefill.build import build as build_prefill
+from services.prefill.settings import PrefillSettings
+from services.prefill.stage import PrefillStage
+from shared.bus import subjects
+from shared.bus.base import Bus, Headers
+from shared.bus.memory_bus import MemoryBus
+from shared.bus.memory_hub import MemoryHub
+from shared.messages.control import CancelRequest, Role
+from shared.messages.descriptor import RequestDescriptor, WorkerRef
+from shared.messages.events import Event, EventBatch, TokenEvent
+from shared.messages.work import EncodeTask, PrefillTask
+from shared.runtime.host import ModelFolder, open_worker
+from shared.runtime.lifecycle import Stop
+from shared.runtime.settings import ModelSettings
+from shared.runtime.worker import Worker
+from shared.runtime.worker_settings import WorkerSettings
+from shared.transport.loopback import LoopbackNetwork, LoopbackTransport
+
+MODEL = "test-model"
+GATEWAY = WorkerRef(name="gateway", incarnation=1)
+MEDIA = {"ttl_s": 600.0, "max_bytes": 64 * 1024 * 1024}
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Pipeline:
+    """The running stages and what a gateway would see of them."""
+
+    bus: Bus
+    folder: ModelFolder
+    workers: dict[Role, Worker] = field(default_factory=dict)
+    encoder: EncodeStage | None = None
+    prefill: PrefillStage | None = None
+    decode: DecodeStage | None = None
+    events: dict[str, list[Event]] = field(default_factory=dict)
+    arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def on_batch(self, batch: EventBatch, headers: Headers) -> None:
+        """What the gateway hears."""
+        async with self.arrived:
+            for event in batch.events:
+                self.events.setdefault(event.request_id, []).append(event)
+            self.arrived.notify_all()
+
+    async def submit(self, request: RequestDescriptor, pictures: Sequence[bytes]) -> None:
+        """What the gateway's dispatch does."""
+        media = await self.bus.object_store(subjects.MEDIA_BUCKET, **MEDIA)
+        for data in pictures:
+            await media.put(hashlib.sha256(data).hexdigest(), data)
+        encode = await self.bus.work_queue(subjects.work(Role.ENCODE, MODEL), EncodeTask)
+        for item in request.media:
+            task = EncodeTask(
+                request_id=request.request_id,
+                attempt=request.attempt,
+                gateway=request.gateway,
+                model=request.model,
+                item=item,
+                deadline_unix_s=request.deadline_unix_s,
+            )
+            await encode.put(task, message_id=f"e{next(_numbers)}")
+        prefill = await self.bus.work_queue(subjects.work(Role.PREFILL, MODEL), PrefillTask)
+        await prefill.put(PrefillTask(request=request), message_id=f"p{next(_numbers)}")
+
+    async def cancel(self, request_id: str, attempt: int = 0) -> None:
+        """What the gateway does when a client went away."""
+        message = CancelRequest(request_id=request_id, attempt=attempt)
+        await self.bus.publish(subjects.CANCEL, message)
+
+    async def end_of(self, request_id: str, timeout_s: float = 30.0) -> list[Event]:
+        """All events of a request, once its terminal one is there."""
+
+        def ended() -> bool:
+            events = self.events.get(request_id, [])
+            return bool(events) and not isinstance(events[-1], TokenEvent)
+
+        async with asyncio.timeout(timeout_s), self.arrived:
+            await self.arrived.wait_for(ended)
+        await self.cancel(request_id)  # as the gateway does at every end
+        return self.events[request_id]
+
+    async def tokens_of(self, request_id: str) -> list[int]:
+        """The answer's token ids; their indices must be complete and in order."""
+        events = await self.end_of(request_id)
+        tokens = [event for event in events if isinstance(event, TokenEvent)]
+        assert [event.index for event in tokens] == list(range(len(tokens)))
+        return [event.token_id for event in tokens]
+
+    async def settled(self, timeout_s: float = 5.0) -> None:
+        """Wait until every lease is released and every KV block is free; fail if that never is."""
+        give_up_at = time.monotonic() + timeout_s
+        while (left := self.left_over()) and time.monotonic() < give_up_at:
+            await asyncio.sleep(0.01)
+        assert not left, f"left over: {left}"
+
+    def left_over(self) -> dict[str, float]:
+        """What is still held, by worker."""
+        held: dict[str, float] = {}
+        for role, worker in self.workers.items():
+            open_leases = worker.transport.counters().leases_open
+            if open_leases:
+                held[f"{role.value} leases"] = open_leases
+            for family in worker.registry.collect():
+                if family.name == "triptych_kv_cache_usage_perc":
+                    held |= {f"{role.value} KV": s.value for s in family.samples if s.value}
+        return held
+
+
+@asynccontextmanager
+async def running_pipeline(
+    folder: ModelFolder,
+    *,
+    encoder: EncoderSettings | None = None,
+    prefill: PrefillSettings | None = None,
+    decode: DecodeSettings | None = None,
+    lease_s: float = 30.0,
+) -> AsyncIterator[Pipeline]:
+    """One worker of each role; they drain at the end of the block."""
+    model = ModelSettings(served_name=MODEL)
+    settings: dict[Role, WorkerSettings] = {
+        Role.ENCODE: encoder or EncoderSettings(model=model, drain_s=1.0),
+        Role.PREFILL: prefill or PrefillSettings(model=model, drain_s=1.0),
+        Role.DECODE: decode or DecodeSettings(model=model, drain_s=1.0),
+    }
+    hub, network, stop = MemoryHub(), LoopbackNetwork(), Stop()
+    async with AsyncExitStack() as scope:
+        bus = MemoryBus(hub)
+        scope.push_async_callback(bus.close)
+        pipeline = Pipeline(bus, folder)
+        await bus.subscribe(subjects.events(GATEWAY), EventBatch, pipeline.on_batch)
+        for role, each in settings.items():
+            me = WorkerRef(name=role.value, incarnation=next(_numbers))
+            compatibility = folder.geometry(each.block_size).compatibility_hash("test")
+            transport = await scope.enter_async_context(
+                LoopbackTransport(network, me, compatibility, lease_s=lease_s)
+            )
+            pipeline.workers[role] = await scope.enter_async_context(
+                open_worker(me, role, each, MemoryBus(hub), transport)
+            )
+        workers = pipeline.workers
+        pipeline.encoder = await build_encoder(
+            workers[Role.ENCODE], folder, settings[Role.ENCODE]  # type: ignore[arg-type]
+        )
+        pipeline.prefill = await build_prefill(
+            workers[Role.PREFILL], folder, settings[Role.PREFILL]  # type: ignore[arg-type]
+        )
+        pipeline.decode = await build_decode(
+            workers[Role.DECODE], folder, settings[Role.DECODE]  # type: ignore[arg-type]
+        )
+        stages = (pipeline.encoder, pipeline.prefill, pipeline.decode)
+        async with asyncio.TaskGroup() as tasks:
+            for stage in stages:
+                tasks.create_task(stage.run(stop))
+            yield pipeline
+            stop.request("the test is over")
