@@ -30,6 +30,7 @@ from examples.plates.draw import draw
 from examples.plates.specs import plate_spec
 from services.local_engine import LocalEngine
 from shared.demo import model_dir
+from shared.messages.descriptor import SamplingParams
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 
@@ -77,7 +78,8 @@ class LocalSide:
     def ask(self, pictures: Sequence[bytes], question: str) -> tuple[float, list[float]]:
         """TTFT and gaps in seconds; starts from the picture files, as the gateway does."""
         started_s = time.perf_counter()
-        request = self._prompts.request(pictures, question, max_tokens=self._num_tokens)
+        sampling = SamplingParams(temperature=0.0, max_tokens=self._num_tokens)
+        request = self._prompts.request(pictures, question, sampling)
         arrivals_s = []
         for _ in self._engine.generate(request, pictures):
             arrivals_s.append(time.perf_counter())

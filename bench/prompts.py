@@ -24,20 +24,20 @@ class PromptMaker:
         self._me = WorkerRef(name="bench", incarnation=1)
 
     def request(
-        self, pictures: Sequence[bytes], question: str, *, max_tokens: int, seed: int = 0
+        self, pictures: Sequence[bytes], question: str, sampling: SamplingParams
     ) -> RequestDescriptor:
-        """A greedy request that ignores stop tokens: pictures first, then the question."""
+        """One user turn: the pictures first, then the question."""
         parts: tuple[str | Picture, ...] = (*map(self._measure, pictures), question)
         prompt = self._model.prompts.build([ChatMessage("user", parts)])
         now_s = time.time()
         return RequestDescriptor(
-            request_id=f"bench-{seed}",
+            request_id="bench",
             attempt=0,
             gateway=self._me,
             model="bench",
             prompt_token_ids=prompt.token_ids,
             media=prompt.media,
-            sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=seed),
+            sampling=sampling,
             created_unix_s=now_s,
             deadline_unix_s=now_s + DEADLINE_S,
         )

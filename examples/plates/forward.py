@@ -115,12 +115,8 @@ def _attend(qkv: Tensor, segments: Segments) -> Tensor:
     return torch.cat(parts)[torch.argsort(order)]
 
 
-def vision(visual: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """transformers' vision tower `visual` on a batch.
-
-    Gives patch states in packed order [patches, width] and picture tokens in reading order [patches
-    / 4, out].
-    """
+def tower(visual: Any, batch: Batch) -> Tensor:
+    """Patch states of transformers' vision tower, in packed order. [patches, width]"""
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     x = normalised(torch.from_numpy(batch.patches)) @ kernel.T
     cos, sin = visual.rotary_pos_emb(x, torch.from_numpy(batch.patch_positions))
@@ -133,18 +129,31 @@ def vision(visual: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         qkv = torch.stack([_rotated(q, cos, sin), _rotated(k, cos, sin), v], dim=1)
         x = x + attention.proj(_attend(qkv, batch.pictures if full else batch.windows))
         x = x + block.mlp(_norm(block.norm2, x))
+    return x
+
+
+def merged(visual: Any, patches: Tensor, batch: Batch) -> Tensor:
+    """Picture tokens in reading order. [patches / 4, out]"""
     merger = visual.merger
-    merged = merger.mlp(_norm(merger.ln_q, x).view(-1, merger.hidden_size))
-    return x, merged[torch.from_numpy(batch.token_order)]
+    tokens: Tensor = merger.mlp(_norm(merger.ln_q, patches).view(-1, merger.hidden_size))
+    return tokens[torch.from_numpy(batch.token_order)]
 
 
-def losses(model: Qwen2_5_VLForConditionalGeneration, hints: Hints, batch: Batch) -> Losses:
-    """One forward pass over a batch."""
+def losses(
+    model: Qwen2_5_VLForConditionalGeneration,
+    hints: Hints,
+    batch: Batch,
+    *,
+    learn_tower: bool = True,
+) -> Losses:
+    """One forward pass over a batch; without `learn_tower` the vision tower gets no gradient."""
     ids, targets = torch.from_numpy(batch.ids), torch.from_numpy(batch.targets)
-    patches, pictures = vision(model.model.visual, batch)
-    hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learn_tower):
+        patches = tower(model.model.visual, batch)
+        hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
     if not ids.numel():
         return Losses(hinted.new_zeros(()), hinted, 0.0, targets != IGNORED)
+    pictures = merged(model.model.visual, patches, batch)
     language = model.model.language_model
     embedded = language.embed_tokens(ids)
     is_picture = (ids == model.config.image_token_id).unsqueeze(-1)

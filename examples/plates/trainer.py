@@ -25,22 +25,28 @@ from examples.plates.questions import held_out_conversations
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained until `until` (share of the whole time); `hints` weighs the extra heads'
-    loss."""
+    """What is trained until `until` (share of the whole time).
+
+    hints: weight of the extra heads' loss; learn_tower: False trains merger and language only.
+    """
 
     until: float
     diet: Diet
     hints: float
+    learn_tower: bool = True
 
 
 STAGES: tuple[Stage, ...] = (
     Stage(0.14, Diet(1, max_turns=4, max_pictures=1, batch_tokens=3000), hints=1.0),
     Stage(0.30, Diet(4, max_turns=0, max_pictures=1, batch_tokens=3000), hints=1.0),
+    Stage(
+        0.44, Diet(5, max_turns=5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False
+    ),
     Stage(0.78, Diet(2, max_turns=4, max_pictures=4, batch_tokens=5000), hints=0.5),
     Stage(1.01, Diet(3, max_turns=2, max_pictures=4, batch_tokens=7000), hints=0.25),
 )
-"""One picture at first, then several with many questions each, at last requests as they are
-served."""
+"""One picture at first; the tower alone on crowded pictures; the language model on what the tower
+has learned; several pictures with many questions each; at last requests as they are served."""
 
 PEAK_RATE = 1e-3
 LAST_RATE = 1e-5
@@ -107,7 +113,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.share)
         with torch.autocast("cpu", torch.bfloat16):
-            found = losses(self.model, self.hints, batch)
+            found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
             loss = found.answer + stage.hints * found.hints
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)

@@ -9,13 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.problems import Problem, problem_of
-from services.gateway.routes import Parts, make_router
+from services.gateway.routes import Parts, client_routes, operator_routes
 
 
 def make_app(parts: Parts) -> FastAPI:
     """The application over parts that were put together elsewhere (see `gateway`)."""
     app = FastAPI(title="Triptych", docs_url="/docs", redoc_url=None)
-    app.include_router(make_router(parts))
+    app.include_router(client_routes(parts))
+    app.include_router(operator_routes(parts))
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_defect)
     return app

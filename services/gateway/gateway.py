@@ -31,11 +31,14 @@ from services.gateway.traces import TraceStore
 from services.gateway.workers import Workers
 from shared.bus import subjects
 from shared.bus.base import Bus
+from shared.bus.dead_letters import DeadLetterWatcher
 from shared.media.fetch import FetchPolicy, MediaFetcher
 from shared.media.picture import PictureLimits
+from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import EventBatch
 from shared.messages.telemetry import SpanBatch
+from shared.messages.work import DecodeTask, EncodeTask, PrefillTask, Task
 
 
 @asynccontextmanager
@@ -76,12 +79,34 @@ async def open_gateway(
             settings.admission.send_timeout_s,
         )
         _watch(metrics, admission, streams)
+        await scope.enter_async_context(_listening(bus, me, model.name, streams, traces))
+        yield Parts(chat, health, metrics, traces, int(time.time()))
+
+
+@asynccontextmanager
+async def _listening(
+    bus: Bus, me: WorkerRef, model: str, streams: Streams, traces: TraceStore
+) -> AsyncIterator[None]:
+    """Events, dead letters and spans reach their handlers within."""
+    async with AsyncExitStack() as scope:
         for subscription in (
             await bus.subscribe(subjects.events(me), EventBatch, streams.on_batch),
             await bus.subscribe(subjects.SPANS, SpanBatch, traces.on_batch),
         ):
             scope.push_async_callback(subscription.close)
-        yield Parts(chat, health, metrics, traces, int(time.time()))
+        await scope.enter_async_context(
+            DeadLetterWatcher(bus, _work_subjects(model), streams.on_dead_letter)
+        )
+        yield
+
+
+def _work_subjects(model: str) -> dict[str, type[Task]]:
+    kinds: dict[Role, type[Task]] = {
+        Role.ENCODE: EncodeTask,
+        Role.PREFILL: PrefillTask,
+        Role.DECODE: DecodeTask,
+    }
+    return {subjects.work(role, model): kind for role, kind in kinds.items()}
 
 
 async def _dispatcher(settings: GatewaySettings, model: ServedModel, bus: Bus) -> Dispatcher:

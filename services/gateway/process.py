@@ -66,6 +66,7 @@ async def _serve_http(
     config = uvicorn.Config(
         app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     )

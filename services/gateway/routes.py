@@ -35,8 +35,8 @@ class Parts:
     started_unix_s: int
 
 
-def make_router(parts: Parts) -> APIRouter:
-    """All routes of the gateway."""
+def client_routes(parts: Parts) -> APIRouter:
+    """The OpenAI API."""
     router = APIRouter()
 
     @router.post("/v1/chat/completions", openapi_extra=_CHAT_BODY)
@@ -58,6 +58,13 @@ def make_router(parts: Parts) -> APIRouter:
             return _not_found(f"model {model_id!r} is not served here", "model_not_found")
         listed = model_list(served.name, parts.started_unix_s, served.max_context_tokens)
         return JSONResponse(listed["data"][0])
+
+    return router
+
+
+def operator_routes(parts: Parts) -> APIRouter:
+    """Health, metrics and traces."""
+    router = APIRouter()
 
     @router.get("/v1/traces/{trace_id}")
     async def trace(trace_id: str) -> Response:

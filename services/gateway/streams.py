@@ -1,7 +1,8 @@
 """Events to the answers they belong to.
 
-In: event batches from all workers. Out: for each live request a stream of advances. The pure core
-runs as events arrive, so what waits for a slow client is text, never a growing list of events.
+In: event batches from all workers, and dead letters. Out: for each live request a stream of
+advances. The pure core runs as events arrive, so what waits for a slow client is text, never a
+growing list of events.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from services.gateway.answer import Advance, Answer
+from shared.bus.dead_letters import DeadLetter
 from shared.clock import Clock, monotonic
+from shared.errors import FailureKind
 from shared.messages.descriptor import WorkerRef
-from shared.messages.events import Event, EventBatch
+from shared.messages.events import Event, EventBatch, FailedEvent
 
 OnAdvance = Callable[[Advance, float], None]
 
@@ -28,11 +31,11 @@ class Stream:
         self._unseen: Advance | None = None
         self._arrived = asyncio.Event()
 
-    def take(self, worker: WorkerRef, event: Event, now_s: float) -> None:
-        """An event came from this worker."""
+    def take(self, worker: WorkerRef | None, event: Event, now_s: float) -> None:
+        """An event came, from this worker where it is known."""
         if event.attempt != self.answer.attempt:
             return
-        self.worker, self.last_event_s = worker, now_s
+        self.worker, self.last_event_s = worker or self.worker, now_s
         advance = self.answer.accept(event, now_s)
         self._on_advance(advance, now_s)
         self._unseen = advance if self._unseen is None else self._unseen + advance
@@ -86,3 +89,18 @@ class Streams:
                 self.num_stray_events += 1
             else:
                 stream.take(batch.worker, event, now_s)
+
+    async def on_dead_letter(self, letter: DeadLetter) -> None:
+        """A task was given up after several workers tried it: its attempt fails, for good."""
+        origin = letter.task.origin
+        stream = self._streams.get(origin.request_id)
+        if stream is None:  # over, or another gateway's
+            return
+        failure = FailedEvent(
+            request_id=origin.request_id,
+            attempt=origin.attempt,
+            kind=FailureKind.INTERNAL,
+            message=f"a task was given up after {letter.num_delivered} deliveries: {letter.reason}",
+            retryable=False,
+        )
+        stream.take(None, failure, self._clock())

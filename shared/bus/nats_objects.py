@@ -14,9 +14,10 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 from nats.js import JetStreamContext, api
@@ -31,6 +32,8 @@ _WINDOW_CHUNKS = 16
 # Hashing more than this would hold up the event loop for over a millisecond.
 _HASH_INLINE_BYTES = 1024 * 1024
 _SEQUENCES = "triptych-chunk-sequences"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,9 @@ class NatsObjectStore:
         chunks = [data[i : i + size] for i in range(0, len(data), size)]
         sequences: list[int] = []
         for start in range(0, len(chunks), _WINDOW_CHUNKS):
-            acks = await asyncio.gather(
-                *(
-                    self._jetstream.publish(self._chunk_subject(nuid), chunk)
-                    for chunk in chunks[start : start + _WINDOW_CHUNKS]
-                )
+            acks = await _all(
+                self._jetstream.publish(self._chunk_subject(nuid), chunk)
+                for chunk in chunks[start : start + _WINDOW_CHUNKS]
             )
             sequences.extend(ack.seq for ack in acks)
         return sequences
@@ -174,7 +175,7 @@ class NatsObjectStore:
             for start in range(0, len(stored.chunk_sequences), _WINDOW_CHUNKS):
                 window = stored.chunk_sequences[start : start + _WINDOW_CHUNKS]
                 try:
-                    parts.extend(await asyncio.gather(*(self._chunk(s) for s in window)))
+                    parts.extend(await _all(self._chunk(s) for s in window))
                 except nats.errors.Error as error:
                     if is_missing(error):
                         return None
@@ -202,3 +203,13 @@ async def _sha256(data: bytes) -> bytes:
     if len(data) <= _HASH_INLINE_BYTES:
         return hashlib.sha256(data).digest()
     return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Run all to their end, then raise the first error: a chunk still on its way when the others
+    are purged would stay behind."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]

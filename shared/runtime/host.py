@@ -87,10 +87,12 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     folder = await asyncio.to_thread(open_model, settings)
     async with AsyncExitStack() as scope:
-        bus = await scope.enter_async_context(
-            await NatsBus.connect(settings.bus.url, name=me.name, limits=BusLimits())
+        bus = await scope.enter_async_context(await _connect(me, settings))
+        await scope.enter_async_context(
+            tracing.setup_tracing(
+                role.value, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint
+            )
         )
-        await scope.enter_async_context(tracing.setup_tracing(role.value, me.name, bus))
         compatibility = folder.geometry(settings.block_size).compatibility_hash(
             folder.spec.fingerprint
         )
@@ -107,7 +109,7 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
             TelemetryEndpoint(
                 worker.registry,
                 lambda: Health(ready=heartbeat.registration.ready),
-                host="127.0.0.1",
+                host=settings.metrics_host,
                 port=settings.metrics_port,
             )
         )
@@ -186,6 +188,16 @@ def weights_progress() -> Callable[[int, int], None]:
             )
 
     return on_progress
+
+
+async def _connect(me: WorkerRef, settings: WorkerSettings) -> NatsBus:
+    limits = BusLimits(connect_timeout_s=settings.bus.connect_timeout_s)
+    return await NatsBus.connect(
+        settings.bus.url,
+        name=me.name,
+        limits=limits,
+        credentials_file=settings.bus.credentials_file,
+    )
 
 
 def _transport(me: WorkerRef, compatibility: str, settings: WorkerSettings) -> UcxTransport:

@@ -64,6 +64,11 @@ class WorkerSettings(ServiceSettings):
         description="Port of the /metrics and /health endpoint; 0: none",
         json_schema_extra=flag("metrics-port", "PORT"),
     )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address that the /metrics and /health endpoint listens on",
+        json_schema_extra=flag("metrics-host", "HOST"),
+    )
 
 
 def bytes_field(default_bytes: int, name: str, description: str) -> ByteSize:

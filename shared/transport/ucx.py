@@ -156,6 +156,16 @@ class UcxTransport:
             quarantined_bytes=self._pulls.quarantined_bytes,
         )
 
+    @property
+    def num_connected(self) -> int:
+        """Endpoints made since start."""
+        return self._peers.num_connected
+
+    @property
+    def num_sending(self) -> int:
+        """Segments that receivers asked for and that are not done."""
+        return self._sends.num_sending
+
     def _on_progress(self) -> bool:
         return self._sends.take_control() or self._pulls.sweep()
 

@@ -58,6 +58,11 @@ class UcxSends:
         self.num_sent = 0
         self.num_malformed = 0
 
+    @property
+    def num_sending(self) -> int:
+        """Sends that hold a lease."""
+        return len(self._sends)
+
     def take_control(self) -> bool:
         """Take one control message that arrived. Returns whether there was one."""
         arrival = self._worker.peek(wire.CONTROL_TAG, wire.EVERY_BIT)

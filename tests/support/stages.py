@@ -156,13 +156,19 @@ async def running_pipeline(
             )
         workers = pipeline.workers
         pipeline.encoder = await build_encoder(
-            workers[Role.ENCODE], folder, settings[Role.ENCODE]  # type: ignore[arg-type]
+            workers[Role.ENCODE],
+            folder,
+            settings[Role.ENCODE],  # type: ignore[arg-type]
         )
         pipeline.prefill = await build_prefill(
-            workers[Role.PREFILL], folder, settings[Role.PREFILL]  # type: ignore[arg-type]
+            workers[Role.PREFILL],
+            folder,
+            settings[Role.PREFILL],  # type: ignore[arg-type]
         )
         pipeline.decode = await build_decode(
-            workers[Role.DECODE], folder, settings[Role.DECODE]  # type: ignore[arg-type]
+            workers[Role.DECODE],
+            folder,
+            settings[Role.DECODE],  # type: ignore[arg-type]
         )
         stages = (pipeline.encoder, pipeline.prefill, pipeline.decode)
         async with asyncio.TaskGroup() as tasks:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +113,14 @@ def test_as_a_command_it_fails_in_one_line() -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("error: no server answers at http://127.0.0.1:9 (")
     assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_question_that_nobody_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "services.cli", "ask", "Hello", "--url", url]
+        with subprocess.Popen(command) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=20) == 130

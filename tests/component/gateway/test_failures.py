@@ -7,6 +7,8 @@ import pytest
 
 from shared.errors import FailureKind
 from shared.messages.descriptor import WorkerRef
+from shared.messages.refs import KvRef, TensorRef
+from shared.messages.work import DecodeTask
 
 from .conftest import FAST, question, token
 
@@ -163,6 +165,36 @@ async def test_a_contradiction_is_never_taken_for_an_end(start):
 
     async with start(behaviour) as system:
         assert (await system.post()).status_code == 500
+
+
+async def test_a_dead_letter_fails_its_request_at_once(start):
+    settings = FAST.model_copy(
+        update={"recovery": FAST.recovery.model_copy(update={"first_event_s": 60.0})}
+    )
+    async with start(never_started, settings=settings) as system:
+        asking = asyncio.create_task(system.post())
+        while not system.workers.requests:
+            await asyncio.sleep(0.01)
+        queue = await system.workers.bus.work_queue("work.decode.demo", DecodeTask)
+        request = system.workers.requests[0]
+        task = DecodeTask(request=request, kv=kv_ref(), last_token_id=1, next_index=1)
+        await queue.put(task, message_id="x")
+        (delivery,) = await queue.take(1, 1.0)
+        await delivery.reject("it crashed the worker")
+        response = await asyncio.wait_for(asking, 2.0)
+        assert response.status_code == 500
+        assert "it crashed the worker" in response.json()["error"]["message"]
+
+
+def kv_ref() -> KvRef:
+    tensor = TensorRef(
+        owner=WorkerRef(name="p", incarnation=1),
+        address=b"",
+        lease_id="kv",
+        compatibility="",
+        segment_bytes=(1,),
+    )
+    return KvRef(tensor=tensor, kv_len=(1,), next_pos=1)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -19,7 +19,7 @@ from shared.bus import subjects
 from shared.demo import model_dir
 from shared.errors import FailureKind
 from shared.messages.control import Role
-from shared.messages.descriptor import RequestDescriptor
+from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
@@ -51,7 +51,8 @@ def plates(seed: int, count: int) -> list[bytes]:
 def request(
     prompts: PromptMaker, name: str, pictures: Sequence[bytes], *, max_tokens: int = 8
 ) -> RequestDescriptor:
-    made = prompts.request(pictures, f"What is this? ({name})", max_tokens=max_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    made = prompts.request(pictures, f"What is this? ({name})", sampling)
     return made.model_copy(update={"request_id": name, "gateway": GATEWAY, "model": MODEL})
 
 

@@ -15,7 +15,7 @@ from examples.plates.architecture import config, image_processor
 from examples.plates.batches import collate
 from examples.plates.draw import draw
 from examples.plates.encode import IGNORED, ConversationCode, Encoder
-from examples.plates.forward import normalised, vision
+from examples.plates.forward import merged, normalised, tower
 from examples.plates.questions import Conversation, conversation, messages
 from shared.demo import model_dir
 
@@ -103,5 +103,6 @@ def test_batched_vision_equals_transformers(
     )
     with torch.inference_mode():
         wanted = visual(pixels["pixel_values"], pixels["image_grid_thw"]).pooler_output
-        ours = vision(visual, collate(codes, pad_id=0))[1]
+        batch = collate(codes, pad_id=0)
+        ours = merged(visual, tower(visual, batch), batch)
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())

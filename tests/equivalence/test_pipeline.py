@@ -1,0 +1,157 @@
+"""The distributed pipeline gives the tokens of one process, and of transformers.
+
+Mixed requests go over HTTP, JetStream and UCX through separate processes, many at a time, so that
+they meet in ever different batches. Their token ids must equal those of the same engine called
+directly, one request at a time, and, for greedy requests, those of transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from bench.prompts import PromptMaker
+from services.local_engine import LocalEngine
+from shared.demo import model_dir
+from shared.modelspec import ModelSpec
+from shared.runtime.host import ModelFolder
+from tests.support.cluster import Cluster, running_cluster
+from tests.support.mixed import Mixed, mixed_requests
+
+NUM_REQUESTS = 200
+CONCURRENCY = 12
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Mixed]:
+    return list(mixed_requests(NUM_REQUESTS, seed=20))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder: Path = tmp_path_factory.mktemp("cluster")
+    with running_cluster(folder) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def answers(cluster: Cluster, requests: list[Mixed]) -> list[list[int]]:
+    """Every request's token ids through the pipeline."""
+    with httpx.Client(timeout=120.0) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
+        return list(pool.map(lambda request: _ask(client, cluster, request), requests))
+
+
+def _ask(client: httpx.Client, cluster: Cluster, request: Mixed) -> list[int]:
+    response = client.post(f"{cluster.url}/v1/chat/completions", json=request.body(cluster.model))
+    assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
+    (choice,) = response.json()["choices"]
+    assert choice["finish_reason"] == "length"
+    token_ids: list[int] = choice["token_ids"]
+    return token_ids
+
+
+def test_the_pipeline_equals_one_process(answers: list[list[int]], requests: list[Mixed]) -> None:
+    spec = ModelSpec.load(model_dir())
+    engine = LocalEngine(ModelFolder(model_dir(), spec, spec.dtype, "cpu"))
+    prompts = PromptMaker(model_dir())
+    for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        descriptor = prompts.request(request.pictures, request.question, request.sampling)
+        expected = list(engine.generate(descriptor, request.pictures))
+        assert answer == expected, f"request {number}: {request.question!r} {request.sampling}"
+
+
+def test_greedy_requests_equal_transformers(
+    answers: list[list[int]], requests: list[Mixed]
+) -> None:
+    reference = Reference()
+    greedy = [(r, a) for r, a in zip(requests, answers, strict=True) if r.is_greedy]
+    assert len(greedy) > NUM_REQUESTS // 4
+    for request, answer in greedy:
+        assert answer == reference.generate(request), request.question
+
+
+def test_every_tensor_moved_over_ucx(
+    cluster: Cluster, answers: list[list[int]], requests: list[Mixed]
+) -> None:
+    """Sent equals received, and is exactly the embeddings and the KV of all requests."""
+    spec = ModelSpec.load(model_dir())
+    prompts = PromptMaker(model_dir())
+    kv_bytes_per_token = (
+        ModelFolder(model_dir(), spec, spec.dtype, "cpu").geometry(16).bytes_per_token
+    )
+    embedding_bytes = kv_bytes = 0
+    for request in requests:
+        made = prompts.request(request.pictures, request.question, request.sampling)
+        embedding_bytes += 4 * spec.text.hidden_size * sum(item.num_tokens for item in made.media)
+        kv_bytes += kv_bytes_per_token * len(made.prompt_token_ids)
+    (encoder,), (prefill,), (decode,) = map(cluster.workers, ("encoder", "prefill", "decode"))
+    sent, received = (
+        f"triptych_transfer_bytes_total{{direction={d}}}" for d in ("sent", "received")
+    )
+    assert encoder.metrics()[sent] == prefill.metrics()[received] == embedding_bytes
+    assert prefill.metrics()[sent] == decode.metrics()[received] == kv_bytes
+
+
+class Reference:
+    """transformers, one request at a time."""
+
+    def __init__(self) -> None:
+        from transformers import (
+            AutoImageProcessor,
+            AutoTokenizer,
+            Qwen2_5_VLForConditionalGeneration,
+        )
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_dir())
+        self._processor = AutoImageProcessor.from_pretrained(model_dir(), backend="pil")
+        self._model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model_dir(), dtype=torch.float32
+        ).eval()
+
+    def generate(self, request: Mixed) -> list[int]:
+        """Greedy token ids, as many as the request asks for."""
+        inputs = self._inputs(request)
+        num_prompt = inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            output = self._model.generate(
+                **inputs,
+                do_sample=False,
+                min_new_tokens=None,
+                max_new_tokens=request.sampling.max_tokens,
+                eos_token_id=-1,
+                pad_token_id=0,
+            )
+        token_ids: list[int] = output[0, num_prompt:].tolist()
+        return token_ids
+
+    def _inputs(self, request: Mixed) -> dict[str, torch.Tensor]:
+        parts = [{"type": "image"}] * len(request.pictures)
+        content = [*parts, {"type": "text", "text": request.question}]
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        inputs: dict[str, torch.Tensor] = {}
+        if request.pictures:
+            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in request.pictures]
+            features = self._processor(images=pictures, return_tensors="pt")
+            inputs = {name: features[name] for name in ("pixel_values", "image_grid_thw")}
+            for grid in inputs["image_grid_thw"]:
+                num_tokens = int(grid.prod()) // self._processor.merge_size**2
+                text = text.replace("<|image_pad|>", "<|placeholder|>" * num_tokens, 1)
+            text = text.replace("<|placeholder|>", "<|image_pad|>")
+        inputs["input_ids"] = self._tokenizer(text, return_tensors="pt").input_ids
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["mm_token_type_ids"] = (
+            inputs["input_ids"] == self._model.config.image_token_id
+        ).int()
+        return inputs
