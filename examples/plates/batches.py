@@ -29,9 +29,10 @@ from examples.plates.encode import (
     encode_picture,
     without_text,
 )
-from examples.plates.questions import dense_scene, training_stream
+from examples.plates.questions import crowded_picture, training_stream
 
 WINDOW_PX = 112
+BARE_BATCH_PATCHES = 3000
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,15 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
 class Diet:
     """What a stage of training is fed.
 
-    max_turns: 0 gives pictures without any text; batch_tokens: patches and tokens of a batch.
+    batch_tokens: patches and tokens of a batch; bare_share: share of samples that are a crowded
+    picture without any text, for the vision tower alone (in batches of their own).
     """
 
     seed: int
     max_turns: int
     max_pictures: int
     batch_tokens: int
+    bare_share: float = 0.0
 
 
 def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch]:
@@ -145,20 +148,20 @@ def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch
     stream = _codes(encoder, diet)
     while True:
         codes = sorted(islice(stream, pool), key=_length)
-        ready = list(_cut(codes, diet.batch_tokens))
+        bare, spoken = [c for c in codes if not c.ids.size], [c for c in codes if c.ids.size]
+        ready = [*_cut(spoken, diet.batch_tokens), *_cut(bare, BARE_BATCH_PATCHES)]
         for index in rng.permutation(len(ready)):
             if any(code.pictures for code in ready[index]):
                 yield collate(ready[index], pad_id)
 
 
 def _codes(encoder: Encoder, diet: Diet) -> Iterator[ConversationCode]:
-    if diet.max_turns:
-        turns, pictures = diet.max_turns, diet.max_pictures
-        for chat in training_stream(diet.seed, max_turns=turns, max_pictures=pictures):
-            yield encoder.encode(chat)
     rng = random.Random(f"pictures-{diet.seed}")
-    while True:
-        yield without_text(encode_picture(spec) for spec in dense_scene(rng, diet.max_pictures))
+    turns, pictures = diet.max_turns, diet.max_pictures
+    for chat in training_stream(diet.seed, max_turns=turns, max_pictures=pictures):
+        while rng.random() < diet.bare_share:
+            yield without_text(encode_picture(crowded_picture(rng)))
+        yield encoder.encode(chat)
 
 
 def _length(code: ConversationCode) -> int:

@@ -3,7 +3,6 @@ where marks lie."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,10 +100,10 @@ def picture_positions(rows: int, columns: int) -> IntArray:
     return np.stack([np.zeros_like(y), y, x])
 
 
-def without_text(pictures: Iterable[PictureCode]) -> ConversationCode:
-    """Pictures alone, to train the vision tower on."""
+def without_text(picture: PictureCode) -> ConversationCode:
+    """A picture alone, to train the vision tower on."""
     nothing = np.zeros(0, dtype=np.int64)
-    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), tuple(pictures))
+    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), (picture,))
 
 
 class Encoder:

@@ -118,7 +118,7 @@ def _attend(qkv: Tensor, segments: Segments) -> Tensor:
 def tower(visual: Any, batch: Batch) -> Tensor:
     """Patch states of transformers' vision tower, in packed order. [patches, width]"""
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
-    x = normalised(torch.from_numpy(batch.patches)) @ kernel.T
+    x: Tensor = (normalised(torch.from_numpy(batch.patches)) @ kernel.T).float()
     cos, sin = visual.rotary_pos_emb(x, torch.from_numpy(batch.patch_positions))
     cos, sin = cos[:, None], sin[:, None]
     for index, block in enumerate(visual.blocks):

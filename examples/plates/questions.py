@@ -73,12 +73,9 @@ def scene(rng: random.Random, pictures: int, *, held_out: bool | None) -> tuple[
     )
 
 
-def dense_scene(rng: random.Random, pictures: int) -> tuple[Spec, ...]:
-    """Long numbers and many shapes: much to recognise for training the vision tower alone."""
-    return tuple(
-        plate_spec(rng, _long_number(rng)) if rng.random() < 0.7 else shapes_spec(rng)
-        for _ in range(pictures)
-    )
+def crowded_picture(rng: random.Random) -> Spec:
+    """A long number or many shapes: much to recognise for training the vision tower alone."""
+    return plate_spec(rng, _long_number(rng)) if rng.random() < 0.7 else shapes_spec(rng)
 
 
 def _long_number(rng: random.Random) -> int:

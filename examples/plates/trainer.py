@@ -37,16 +37,15 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(0.14, Diet(1, max_turns=4, max_pictures=1, batch_tokens=3000), hints=1.0),
-    Stage(0.30, Diet(4, max_turns=0, max_pictures=1, batch_tokens=3000), hints=1.0),
-    Stage(
-        0.44, Diet(5, max_turns=5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False
-    ),
-    Stage(0.78, Diet(2, max_turns=4, max_pictures=4, batch_tokens=5000), hints=0.5),
-    Stage(1.01, Diet(3, max_turns=2, max_pictures=4, batch_tokens=7000), hints=0.25),
+    Stage(0.14, Diet(1, 4, max_pictures=1, batch_tokens=3000), hints=1.0),
+    Stage(0.30, Diet(4, 4, max_pictures=1, batch_tokens=3000, bare_share=0.98), hints=1.0),
+    Stage(0.43, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
+    Stage(0.55, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
+    Stage(0.86, Diet(2, 4, max_pictures=4, batch_tokens=5000, bare_share=0.5), hints=1.0),
+    Stage(1.01, Diet(3, 2, max_pictures=4, batch_tokens=6000, bare_share=0.2), hints=0.5),
 )
-"""One picture at first; the tower alone on crowded pictures; the language model on what the tower
-has learned; several pictures with many questions each; at last requests as they are served."""
+"""Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
+has learned, with one picture and then with several; both together; at last requests as served."""
 
 PEAK_RATE = 1e-3
 LAST_RATE = 1e-5
@@ -124,11 +123,12 @@ class Trainer:
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
         self.step, self.samples = self.step + 1, self.samples + len(batch.ids)
         self.spent_s += time.monotonic() - start
-        return {
-            "answer": found.answer.item(),
-            "hints": found.hints.item(),
-            "right": found.right,
-        }
+        seen = {"hints": found.hints.item()}
+        return (
+            {"answer": found.answer.item(), "right": found.right, **seen}
+            if batch.ids.size
+            else seen
+        )
 
     @contextmanager
     def averaged(self) -> Iterator[Qwen2_5_VLForConditionalGeneration]:

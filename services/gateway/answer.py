@@ -19,17 +19,12 @@ from shared.text.tokenizer import TextTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What one event brought. `failure` ends the attempt, `end` ends the request.
-
-    `worker_done` is False where the gateway ended the answer by itself (a stop string) and the
-    workers must be told.
-    """
+    """What one event brought. `failure` ends the attempt, `end` ends the request."""
 
     text: str = ""
     num_new_tokens: int = 0
     end: FinishReason | None = None
     failure: FailedEvent | None = None
-    worker_done: bool = False
 
     def __add__(self, later: Advance) -> Advance:
         """Two advances as one, for a client that reads more slowly than tokens come."""
@@ -38,7 +33,6 @@ class Advance:
             self.num_new_tokens + later.num_new_tokens,
             later.end or self.end,
             later.failure or self.failure,
-            later.worker_done or self.worker_done,
         )
 
 
@@ -90,17 +84,11 @@ class Answer:
         text, num_before = "", len(self.token_ids)
         while self.end is None and (index := len(self.token_ids)) in self._early:
             text += self._take(self._early.pop(index))
-        stopped_by_gateway = self.end is not None
         if self.end is None and (reason := self._reason()) is not None:
             text += self._finish(reason)
         waiting = self.end is None and (self._early or self._finished is not None)
         self.gap_since_s = (self.gap_since_s or now_s) if waiting else None
-        return Advance(
-            text,
-            len(self.token_ids) - num_before,
-            self.end,
-            worker_done=self.end is not None and not stopped_by_gateway,
-        )
+        return Advance(text, len(self.token_ids) - num_before, self.end)
 
     def _take(self, token_id: int) -> str:
         self.token_ids.append(token_id)

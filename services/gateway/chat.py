@@ -106,7 +106,8 @@ class Chat:
     ) -> Response:
         text, reason = await unless_gone(request.receive, _collect(started.run))
         account.succeeded(reason)
-        body = started.head.completion(text, reason, started.usage)
+        token_ids = started.run.answer.token_ids if started.chat.return_token_ids else None
+        body = started.head.completion(text, reason, started.usage, token_ids)
         return JSONResponse(body, headers=headers)
 
     def _stream(

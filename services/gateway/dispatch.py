@@ -85,7 +85,9 @@ class Dispatcher:
         self, request: RequestDescriptor, headers: Mapping[str, str]
     ) -> Iterator[Coroutine[None, None, None]]:
         prefix = f"{request.request_id}:{request.attempt}"
-        for index, item in enumerate(request.media):
+        # The same picture twice in a request is encoded once.
+        items = {item.content_key: item for item in request.media}
+        for index, item in enumerate(items.values()):
             yield self._queues.encode.put(
                 _encode_task(request, item), message_id=f"{prefix}:encode:{index}", headers=headers
             )

@@ -9,15 +9,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import ModelLoadError, UnsupportedModel
+from shared.errors import UnsupportedModel
 from shared.media.image_size import ImageSizer
 from shared.messages.control import Role
 from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import PromptBuilder
 from shared.text.tokenizer import TextTokenizer
-
-_HUB_PATTERNS = ["*.json", "*.jinja", "tokenizer*"]
 
 
 @dataclass(frozen=True)
@@ -61,25 +59,6 @@ class ServedModel:
             for role in (Role.ENCODE, Role.PREFILL, Role.DECODE)
             if role is not Role.ENCODE or (pictures and self.sizer is not None)
         )
-
-
-def find_model_dir(model: str) -> Path:
-    """A local folder as it is; of a hub id, only the small files are fetched."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or model.count("/") != 1:
-        raise ModelLoadError(f"{model!r} is neither a folder nor a hub id of the form owner/name")
-    # Imported here: a gateway that serves a local folder needs no hub client.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelLoadError(
-            f"{model!r} is no local folder and could not be fetched from the hub: {error}"
-        ) from error
 
 
 def _is_greedy(model_dir: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,22 @@ class AnswerHead:
     created_unix_s: int
     with_usage: bool = False
 
-    def completion(self, text: str, reason: FinishReason, usage: Usage) -> Json:
-        """The whole answer at once."""
-        choice = {
+    def completion(
+        self,
+        text: str,
+        reason: FinishReason,
+        usage: Usage,
+        token_ids: Sequence[int] | None = None,
+    ) -> Json:
+        """The whole answer at once; with its token ids where the client asked for them."""
+        choice: Json = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
             "finish_reason": reason.value,
         }
+        if token_ids is not None:
+            choice["token_ids"] = list(token_ids)
         return self._body("chat.completion", [choice]) | {"usage": usage.body}
 
     def first_chunk(self) -> Json:

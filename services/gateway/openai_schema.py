@@ -131,6 +131,8 @@ class ChatRequest(_Schema):
         | None
     ) = None
     ignore_eos: bool = False
+    return_token_ids: bool = False
+    """Adds `token_ids` to each choice of a whole answer (not part of OpenAI's API)."""
 
     n: Any = None
     logprobs: Any = None

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -21,37 +18,37 @@ from fastapi import FastAPI
 
 from services.gateway.app import make_app
 from services.gateway.gateway import open_gateway
-from services.gateway.model import ServedModel, find_model_dir
+from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
-from shared.bus.nats_bus import NatsBus
 from shared.errors import SettingsError
 from shared.messages.control import Role
-from shared.messages.descriptor import WorkerRef
+from shared.runtime.connection import connect_bus, new_identity
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.lifecycle import Stop
+from shared.runtime.model_dir import SMALL_FILES, find_model_dir
 from shared.telemetry import logs, tracing
 
 logger = logging.getLogger(__name__)
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 STARTED_POLL_S = 0.02
 
 
 async def serve_gateway(settings: GatewaySettings, stop: Stop) -> None:
     """Run one gateway until a stop is requested."""
-    me = WorkerRef(
-        name=_UNSAFE.sub("-", settings.name) or f"gateway-{socket.gethostname()}-{os.getpid()}",
-        incarnation=time.time_ns(),
-    )
+    me = new_identity(settings.name, Role.GATEWAY)
     telemetry = settings.telemetry
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
-    model_dir = await asyncio.to_thread(find_model_dir, settings.model.path)
+    model_dir = await asyncio.to_thread(find_model_dir, settings.model.path, SMALL_FILES)
     model = await asyncio.to_thread(ServedModel.load, settings.model.name, model_dir)
     async with AsyncExitStack() as scope:
         # Bound first: a taken port is the commonest mistake and should cost no waiting.
         listening = scope.enter_context(_listen(settings.host, settings.port))
-        bus = await scope.enter_async_context(await NatsBus.connect(settings.bus.url, name=me.name))
-        await scope.enter_async_context(tracing.setup_tracing(Role.GATEWAY.value, me.name, bus))
+        bus = await scope.enter_async_context(await connect_bus(settings.bus, me))
+        await scope.enter_async_context(
+            tracing.setup_tracing(
+                Role.GATEWAY.value, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint
+            )
+        )
         workers = await scope.enter_async_context(
             WorkerDirectory(bus, ttl_s=settings.registration_ttl_s, model=model.name)
         )

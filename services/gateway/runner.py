@@ -70,7 +70,6 @@ class Run:
         )
         self._stream: Stream = runner.streams.open(request.request_id, self.answer, on_advance)
         self._attempt_started_s = runner.clock()
-        self._worker_done = False
         self._closed = False
         self.troubles: list[Trouble] = []
 
@@ -91,7 +90,6 @@ class Run:
         while True:
             advance = await self._stream.next(wait_s)
             if advance is not None and (advance.num_new_tokens or advance.end):
-                self._worker_done = advance.worker_done
                 yield advance
                 if advance.end:
                     return
@@ -104,8 +102,8 @@ class Run:
         self._closed = True
         request_id = self._prepared.descriptor.request_id
         self._runner.streams.close(request_id)
-        if not self._worker_done:
-            self._runner.liveness.cancel(request_id, self.answer.attempt)
+        # Also after a good end: it releases at once whatever the request still holds anywhere.
+        self._runner.liveness.cancel(request_id, self.answer.attempt)
 
     async def _supervise(self, failure: FailedEvent | None) -> float:
         """Do what the policy says; returns how long to wait for the next event."""

@@ -109,17 +109,25 @@ class EmbeddingReceiver:
     async def receive(self, request: RequestDescriptor) -> torch.Tensor | None:
         """All embeddings of a request in prompt order, `[num_media_tokens, hidden]`, or None.
 
-        Every picture lands in its own rows, so the order of arrival does not matter.
+        Every picture lands in its own rows, so the order of arrival does not matter; one that
+        stands in the request several times is pulled once.
         """
         if not request.media:
             return None
         num_tokens = sum(item.num_tokens for item in request.media)
         landing = torch.empty(num_tokens, self._hidden_size, dtype=self._dtype)
         rows = torch.split(landing, [item.num_tokens for item in request.media])
+        places: dict[str, list[torch.Tensor]] = {}
+        for item, into in zip(request.media, rows, strict=True):
+            places.setdefault(item.content_key, []).append(into)
+        items = {item.content_key: item for item in request.media}
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
-                for item, into in zip(request.media, rows, strict=True):
-                    scope.create_task(self._receive_one(request, item, into))
+                for key, item in items.items():
+                    scope.create_task(self._receive_one(request, item, places[key][0]))
+        for first, *others in places.values():
+            for other in others:
+                other.copy_(first)
         return landing
 
     async def _receive_one(

@@ -12,33 +12,12 @@ from pathlib import Path
 import torch
 
 from shared.cache.kv_cache import TORCH_DTYPES
-from shared.errors import ModelLoadError, UnsupportedModel
+from shared.errors import UnsupportedModel
 from shared.model.attention import AttentionBackend
 from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint
 from shared.model.decoder import LanguageModel
 from shared.model.towers import VisionTower
 from shared.modelspec import ModelSpec
-
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-
-
-def resolve_model_dir(model: str) -> Path:
-    """The folder of a model: a local path as it is, or a hub id, downloaded on first use."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or model.count("/") != 1:
-        raise ModelLoadError(f"{model!r} is neither a folder nor a hub id of the form owner/name")
-    # Imported here: a process that serves a local folder needs no hub client.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelLoadError(
-            f"{model!r} is no local folder and could not be downloaded: {error}"
-        ) from error
 
 
 def load_language_model(

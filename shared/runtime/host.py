@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -25,16 +23,16 @@ from prometheus_client import CollectorRegistry
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers
 from shared.bus.limits import BusLimits
-from shared.bus.nats_bus import NatsBus
 from shared.cache.geometry import KvGeometry
 from shared.messages.control import CancelRequest, Registration, RequestsAlive, Role
 from shared.messages.descriptor import WorkerRef
-from shared.model.loader import resolve_model_dir
 from shared.modelspec import ModelSpec
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.compute import ComputeThread
+from shared.runtime.connection import connect_bus, new_identity
 from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
+from shared.runtime.model_dir import find_model_dir
 from shared.runtime.registration import RegistrationHeartbeat
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
@@ -47,7 +45,6 @@ from shared.transport.ucx import UcxTransport
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=WorkerSettings, contravariant=True)
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class Stage(Protocol):
@@ -78,20 +75,14 @@ class BuildStage(Protocol[S]):
 
 async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop) -> None:
     """Run one worker until a stop is requested."""
-    me = WorkerRef(
-        name=_UNSAFE.sub("-", settings.name)
-        or f"{role.value}-{socket.gethostname()}-{os.getpid()}",
-        incarnation=time.time_ns(),
-    )
+    me = new_identity(settings.name, role)
     telemetry = settings.telemetry
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     folder = await asyncio.to_thread(open_model, settings)
     async with AsyncExitStack() as scope:
-        bus = await scope.enter_async_context(await _connect(me, settings))
+        bus = await scope.enter_async_context(await connect_bus(settings.bus, me))
         await scope.enter_async_context(
-            tracing.setup_tracing(
-                role.value, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint
-            )
+            tracing.setup_tracing(role.value, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint)
         )
         compatibility = folder.geometry(settings.block_size).compatibility_hash(
             folder.spec.fingerprint
@@ -122,7 +113,7 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
 
 def open_model(settings: WorkerSettings) -> ModelFolder:
     """Find and check the model, and set the process' compute up. Blocks; raises `TriptychError`."""
-    directory = resolve_model_dir(settings.model.path)
+    directory = find_model_dir(settings.model.path)
     spec = ModelSpec.load(directory)
     device = settings.compute.device
     if device == "auto":
@@ -188,16 +179,6 @@ def weights_progress() -> Callable[[int, int], None]:
             )
 
     return on_progress
-
-
-async def _connect(me: WorkerRef, settings: WorkerSettings) -> NatsBus:
-    limits = BusLimits(connect_timeout_s=settings.bus.connect_timeout_s)
-    return await NatsBus.connect(
-        settings.bus.url,
-        name=me.name,
-        limits=limits,
-        credentials_file=settings.bus.credentials_file,
-    )
 
 
 def _transport(me: WorkerRef, compatibility: str, settings: WorkerSettings) -> UcxTransport:

@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.demo import model_dir
 from shared.errors import SettingsError
 from shared.runtime.flags import (
     ENV_DELIMITER,
@@ -42,7 +43,7 @@ from shared.runtime.flags import (
 )
 from shared.runtime.lifecycle import EXIT_BAD_SETTINGS
 
-DEMO_MODEL = Path(__file__).resolve().parents[1] / "demo" / "model"
+DEMO_MODEL = model_dir()
 DEMO_MODEL_NAME = "triptych-demo"
 
 

@@ -56,7 +56,9 @@ def test_workers_hold_only_their_part(tmp_path: Path, large_model: Path) -> None
         base = {name: resident_bytes(small, name) for name in names}
     flags = ["--dtype", "float32"]
     with running_cluster(
-        _folder(tmp_path, "large"), model=large_model, flags={s: flags for s in ("encoder", "prefill", "decode")}
+        _folder(tmp_path, "large"),
+        model=large_model,
+        flags=dict.fromkeys(("encoder", "prefill", "decode"), flags),
     ) as large:
         grown = {name: resident_bytes(large, name) - base[name] for name in names}
         loaded = {name: loaded_bytes(large, name) for name in names}

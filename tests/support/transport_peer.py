@@ -56,9 +56,7 @@ class Peer:
 
     async def pull(self, ref: TensorRef, segment: int = 0, timeout_s: float = 5) -> str:
         """Returns "ok", "wrong bytes" or the outcome."""
-        return await self.ask(
-            "pull", ref=encode(ref).hex(), segment=segment, timeout_s=timeout_s
-        )
+        return await self.ask("pull", ref=encode(ref).hex(), segment=segment, timeout_s=timeout_s)
 
     async def kill(self) -> None:
         """As `kill -9` does it."""

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from shared.errors import ModelLoadError, UnsupportedModel
-from shared.model.loader import load_language_model, load_vision_tower, resolve_model_dir
+from shared.model.loader import load_language_model, load_vision_tower
 from shared.modelspec import ModelSpec
+from shared.runtime.model_dir import find_model_dir
 from tests.support.models import FAMILIES, VISION_FAMILIES, build_tiny_model
 
 ModelDirs = Callable[[str], Path]
@@ -175,11 +176,11 @@ def test_text_models_have_no_tower(model_dir_of: ModelDirs) -> None:
 
 
 def test_resolving_a_model(tmp_path: Path) -> None:
-    assert resolve_model_dir(str(tmp_path)) == tmp_path
+    assert find_model_dir(str(tmp_path)) == tmp_path
     with pytest.raises(ModelLoadError, match="neither a folder nor a hub id"):
-        resolve_model_dir(str(tmp_path / "absent"))
-    with pytest.raises(ModelLoadError, match="could not be downloaded"):
-        resolve_model_dir("nobody/no-such-model")
+        find_model_dir(str(tmp_path / "absent"))
+    with pytest.raises(ModelLoadError, match="could not be fetched"):
+        find_model_dir("nobody/no-such-model")
 
 
 def test_prefill_and_decode_never_import_transformers(model_dir_of: ModelDirs) -> None:

@@ -55,7 +55,6 @@ def test_any_order_and_repetition(data):
     total = feed(answer, data.draw(st.permutations(events + extra)))
     assert (total.text, total.num_new_tokens) == (TEXT, len(IDS))
     assert total.end is FinishReason.STOP
-    assert total.worker_done
     assert answer.token_ids == IDS
 
 
@@ -94,7 +93,6 @@ def test_a_gap_shows_since_when():
 def test_the_limit_ends_the_answer_without_a_finished_event():
     total = feed(new_answer(max_tokens=2), map(token, range(4)))
     assert (total.num_new_tokens, total.end) == (2, FinishReason.LENGTH)
-    assert total.worker_done
 
 
 def test_held_back_text_is_shown_at_the_end():
@@ -105,7 +103,7 @@ def test_held_back_text_is_shown_at_the_end():
 
 def test_a_stop_string_ends_the_answer_but_not_the_worker():
     total = feed(new_answer(stops=("cat",)), map(token, range(len(IDS))))
-    assert (total.text, total.end, total.worker_done) == ("the ", FinishReason.STOP, False)
+    assert (total.text, total.end) == ("the ", FinishReason.STOP)
 
 
 def test_an_end_before_known_tokens_is_a_failure():
