@@ -12,6 +12,7 @@ from shared.media.content_key import content_key
 from shared.media.picture import PictureLimits, open_picture
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.text.prompt import ChatMessage, Picture
+from shared.text.tokenizer import TextTokenizer
 
 DEADLINE_S = 600.0
 
@@ -22,6 +23,11 @@ class PromptMaker:
     def __init__(self, model_dir: Path) -> None:
         self._model = ServedModel.load("bench", model_dir)
         self._me = WorkerRef(name="bench", incarnation=1)
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer."""
+        return self._model.tokenizer
 
     def request(
         self, pictures: Sequence[bytes], question: str, sampling: SamplingParams

@@ -23,6 +23,7 @@ from shared.messages.codec import decode, encode
 from shared.messages.descriptor import WorkerRef
 from shared.messages.refs import TensorRef
 from shared.transport.base import Segment
+from shared.transport.buffers import ByteArray
 from shared.transport.ucx import UcxTransport
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -45,15 +46,17 @@ class Timing:
         return Timing(statistics.median(ordered), ordered[int(0.99 * (len(ordered) - 1))])
 
 
+def _segment(value: ByteArray, is_instant: bool) -> Segment:
+    return Segment(value.nbytes, lambda: value, is_instant)
+
+
 def _own(pipe: Connection, is_instant: bool) -> None:
     """Child process: expose one segment per size until told to stop."""
 
     async def serve() -> None:
         async with UcxTransport(WorkerRef(name="owner", incarnation=1), COMPATIBILITY) as owner:
             values = [np.ones(size, np.uint8) for size in SIZES]
-            segments = [
-                Segment(value.nbytes, lambda value=value: value, is_instant) for value in values
-            ]
+            segments = [_segment(value, is_instant) for value in values]
             ref = owner.expose("lease", segments, holders=["bench"], on_release=lambda: None)
             owner_task = asyncio.create_task(_keep_alive(owner))
             pipe.send(encode(ref))

@@ -19,18 +19,22 @@ from examples.plates.architecture import image_processor
 from examples.plates.batches import Batch, Segments
 from examples.plates.encode import GLYPHS, IGNORED
 from examples.plates.palette import COLOUR_NAMES
+from examples.plates.questions import MAX_PICTURES
 
+PICTURE_HINT_LAYER = 2
+"""Decoder layers after which a picture's tokens should know its number."""
 HINT_SIZES = (1 + len(GLYPHS), 1 + len(COLOUR_NAMES), 2, 5)
 
 
 class Hints(nn.Module):
-    """Extra heads on the vision tower's patches that name what lies there; they speed up learning
-    and are thrown away."""
+    """Extra heads that say what the vision tower's patches show and to which picture a token of the
+    language model belongs; they speed up learning and are thrown away."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, language_width: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, sum(HINT_SIZES))
+        self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
         """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
@@ -44,10 +48,21 @@ class Hints(nn.Module):
         place = F.cross_entropy(parts[3][centre], hints[centre, 3])
         return glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
 
+    def picture_loss(self, hidden: Tensor, is_picture: Tensor, starts: Tensor) -> Tensor:
+        """Cross-entropy of the picture's number at each of its tokens.
+
+        hidden [conversations, tokens, width]; is_picture and starts (of a picture) [conversations,
+        tokens] bool.
+        """
+        number = (starts.cumsum(-1) - 1)[is_picture]
+        states = F.rms_norm(hidden[is_picture].float(), hidden.shape[-1:])
+        return F.cross_entropy(self.picture(states).float(), number)
+
 
 @dataclass(frozen=True)
 class Losses:
-    """answer: mean over learned tokens; hints: see `Hints.loss`; right: share of learned tokens
+    """answer: mean over learned tokens; hints: see `Hints.loss`; numbered: see
+    `Hints.picture_loss`; right: share of learned tokens
     predicted.
 
     exact: [conversations, tokens] bool, false where a learned token would have come out wrong.
@@ -55,6 +70,7 @@ class Losses:
 
     answer: Tensor
     hints: Tensor
+    numbered: Tensor
     right: float
     exact: Tensor
 
@@ -151,20 +167,27 @@ def losses(
     with torch.set_grad_enabled(torch.is_grad_enabled() and learn_tower):
         patches = tower(model.model.visual, batch)
         hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
+    nothing = hinted.new_zeros(())
     if not ids.numel():
-        return Losses(hinted.new_zeros(()), hinted, 0.0, targets != IGNORED)
+        return Losses(nothing, hinted, nothing, 0.0, targets != IGNORED)
     pictures = merged(model.model.visual, patches, batch)
     language = model.model.language_model
     embedded = language.embed_tokens(ids)
-    is_picture = (ids == model.config.image_token_id).unsqueeze(-1)
-    embedded = embedded.masked_scatter(is_picture, pictures.to(embedded.dtype))
-    hidden = language(
-        inputs_embeds=embedded, position_ids=torch.from_numpy(batch.positions), use_cache=False
-    ).last_hidden_state
+    is_picture = ids == model.config.image_token_id
+    embedded = embedded.masked_scatter(is_picture.unsqueeze(-1), pictures.to(embedded.dtype))
+    out = language(
+        inputs_embeds=embedded,
+        position_ids=torch.from_numpy(batch.positions),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    hidden, early = out.last_hidden_state, out.hidden_states[PICTURE_HINT_LAYER]
+    starts = ids == model.config.vision_start_token_id
+    numbered = hints.picture_loss(early, is_picture, starts)
     learned = targets != IGNORED
     logits = model.lm_head(hidden[learned])
     wanted = targets[learned]
     hit = logits.argmax(-1) == wanted
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
-    return Losses(answer, hinted, hit.float().mean().item(), exact)
+    return Losses(answer, hinted, numbered, hit.float().mean().item(), exact)

@@ -53,6 +53,8 @@ WARM_UP = 0.015
 """Share of the time in which the learning rate rises."""
 AVERAGE_DECAY = 0.998
 WEIGHT_DECAY = 0.03
+NUMBER_HINT = 0.3
+"""Weight of the loss that names each picture's number."""
 
 
 def rate_at(share: float) -> float:
@@ -87,7 +89,11 @@ class Trainer:
         self.words = tokenizer.save(out / "model")
         architecture.save_settings(out / "model", self.words)
         self.model = fresh_model(self.words, seed)
-        self.hints = Hints(self.model.config.vision_config.hidden_size)
+        widths = (
+            self.model.config.vision_config.hidden_size,
+            self.model.config.text_config.hidden_size,
+        )
+        self.hints = Hints(*widths)
         weights = [*self.model.parameters(), *self.hints.parameters()]
         self.weights = weights
         groups = [
@@ -113,7 +119,7 @@ class Trainer:
             group["lr"] = rate_at(self.share)
         with torch.autocast("cpu", torch.bfloat16):
             found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
-            loss = found.answer + stage.hints * found.hints
+            loss = found.answer + stage.hints * found.hints + NUMBER_HINT * found.numbered
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
@@ -124,11 +130,10 @@ class Trainer:
         self.step, self.samples = self.step + 1, self.samples + len(batch.ids)
         self.spent_s += time.monotonic() - start
         seen = {"hints": found.hints.item()}
-        return (
-            {"answer": found.answer.item(), "right": found.right, **seen}
-            if batch.ids.size
-            else seen
-        )
+        if batch.ids.size:
+            seen |= {"answer": found.answer.item(), "right": found.right}
+            seen["numbered"] = found.numbered.item()
+        return seen
 
     @contextmanager
     def averaged(self) -> Iterator[Qwen2_5_VLForConditionalGeneration]:

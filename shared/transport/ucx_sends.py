@@ -83,9 +83,10 @@ class UcxSends:
             send.is_abandoned = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for send in self._sends.values():
+            send.sent.cancel()
+        # Not cancelled themselves: the memory is theirs until the thread that opens it is done.
+        await asyncio.gather(*self._tasks)
         await asyncio.to_thread(self._openers.shutdown, cancel_futures=True)
 
     def _on_control(self, data: bytes, error: Exception | None) -> None:
@@ -147,7 +148,7 @@ class UcxSends:
             logger.warning("send of lease %s failed: %s", request.lease_id, error)
             self._refuse(request, TransferError(Outcome.INTERNAL, f"{error}"))
         finally:
-            del self._sends[_key(request)]
+            self._sends.pop(_key(request), None)
             self._exposures.end_send(request.lease_id)
 
     async def _open(self, segment: Segment) -> Buffer:
@@ -174,7 +175,7 @@ class UcxSends:
         if not done:
             send.sent.cancel()
             logger.info("lease %s was not read in time", send.request.lease_id)
-        elif send.sent.exception() is None:
+        elif not send.sent.cancelled() and send.sent.exception() is None:
             self.bytes_sent += num_bytes
             self.num_sent += 1
 

@@ -179,9 +179,6 @@ class UcxWorker:
 
     def _tick(self) -> None:
         """Progress until nothing moves or the budget is spent, then sleep on the event fd."""
-        if self._next_tick is not None:
-            self._next_tick.cancel()
-            self._next_tick = None
         until = time.perf_counter() + PROGRESS_BUDGET_S
         moved = True
         while moved and time.perf_counter() < until:
@@ -191,7 +188,12 @@ class UcxWorker:
             moved = self._settle()
         # Only a worker with nothing left to do may be armed: an armed one with work of its own
         # pending (a long copy, say) sleeps on it. `arm` itself refuses if an event came meanwhile.
-        if moved or not self._worker.arm():
+        is_asleep = not moved and self._worker.arm()
+        # What was posted during this tick is under way too: the tick it asked for is not needed.
+        if self._next_tick is not None:
+            self._next_tick.cancel()
+            self._next_tick = None
+        if not is_asleep:
             self.kick()
 
     def _settle(self) -> bool:

@@ -48,7 +48,7 @@ class PullRequest(Message):
     lease_id: Annotated[str, Field(max_length=160)]
     segment: Annotated[int, Field(ge=0)]
     num_bytes: Annotated[int, Field(ge=1)]
-    timeout_s: Annotated[float, Field(gt=0)]
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AbandonNotice(Message):

@@ -15,7 +15,7 @@ from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from tests.support.cluster import Cluster, running_cluster
 
-LANDING_BYTES = 128 * 1024
+LANDING_BYTES = 200 * 1024
 """Landing memory of each prefill worker: less than two requests of four pictures need."""
 
 

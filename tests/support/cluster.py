@@ -34,6 +34,7 @@ class Process:
 
     name: str
     popen: subprocess.Popen[bytes]
+    command: list[str]
     log: Path
     metrics_url: str | None = None
 
@@ -71,6 +72,12 @@ class Cluster:
     def workers(self, service: str) -> list[Process]:
         """All workers of one service."""
         return [p for name, p in self.processes.items() if name.startswith(f"{service}-")]
+
+    def restart(self, name: str) -> None:
+        """Start a killed process again, with the very same command line."""
+        process = self.processes[name]
+        with process.log.open("ab") as out:
+            process.popen = subprocess.Popen(process.command, stdout=out, stderr=out)
 
     def logs(self) -> str:
         """The end of every process' log, for a failing test to show."""
@@ -138,10 +145,15 @@ def _start(
 ) -> Process:
     log = folder / f"{name}.log"
     command = [sys.executable, "-m", f"services.{service}", "--name", name, *arguments]
-    environment = os.environ | {"TRIPTYCH_DIE_WITH_PARENT": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "TRIPTYCH_DIE_WITH_PARENT": "1",
+        "OMP_NUM_THREADS": "1",
+        # As the launcher sets it: shared memory segments leave no name behind, however they end.
+        "UCX_POSIX_USE_PROC_LINK": "y",
+    }
     with log.open("ab") as out:
         popen = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-    process = Process(name, popen, log)
+    process = Process(name, popen, command, log)
     cluster.processes[name] = process
     return process
 

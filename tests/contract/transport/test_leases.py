@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from shared.errors import Outcome, TransferError
+from shared.transport.base import Segment
 from tests.contract.transport.conftest import World
 from tests.support.exposed import Exposed, until
 
@@ -108,8 +109,9 @@ async def test_a_lease_id_can_be_used_again_when_it_is_free(world: World) -> Non
 
 async def test_a_failing_callback_harms_nobody(world: World) -> None:
     owner, receiver = await world.open("owner"), await world.open("receiver")
-    owner.expose("bad", [], holders=["a"], on_release=lambda: 1 / 0) if False else None
+    bad = owner.expose("bad", [Segment(1, lambda: b"x")], holders=["a"], on_release=lambda: 1 / 0)
     exposed = Exposed(owner, "good", [24], holders=["a"])
+    await receiver.release(bad, "a")
     await receiver.release(exposed.ref, "a")
     await asyncio.wait_for(exposed.released.wait(), 5)
 

@@ -1,4 +1,4 @@
-"""Bytes arrive whole, in any order, into memory of many kinds, and every failure has its outcome."""
+"""Bytes arrive whole, in any order, in memory of many kinds; every failure has its outcome."""
 
 from __future__ import annotations
 

@@ -108,10 +108,11 @@ async def test_bursts_after_idle_moments(transport: UcxTransport) -> None:
 async def test_abandoned_pulls_leave_nothing_behind(transport: UcxTransport) -> None:
     async with transport_peer() as peer:
         ref = await peer.expose("lease", [1 << 20, 100], open_s=0.02)
+        landings = [bytearray(ref.segment_bytes[i % 2]) for i in range(40)]
         pulls = [
-            asyncio.create_task(transport.pull(ref, i % 2, bytearray([1 << 20, 100][i % 2]), timeout_s=5))
-            for i in range(40)
-        ]  # fmt: skip
+            asyncio.create_task(transport.pull(ref, i % 2, landing, timeout_s=5))
+            for i, landing in enumerate(landings)
+        ]
         for index, pull in enumerate(pulls):
             await asyncio.sleep(0.003)
             if index % 4:
