@@ -30,6 +30,15 @@ class RecoveryPolicy:
     first_event_s: float = 120.0
     stall_s: float = 30.0
     gap_s: float = 2.0
+    unserved_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A stage that the request still needs has had no live worker since then."""
+
+    stage: str
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class Observation:
     last_event_s: float | None = None
     gap_since_s: float | None = None
     lost_worker: str | None = None
+    unserved: Unserved | None = None
     failure: FailedEvent | None = None
 
 
@@ -79,6 +89,10 @@ def decide(policy: RecoveryPolicy, seen: Observation) -> Wait | Resubmit | GiveU
         return GiveUp(FailureKind.TIMEOUT, "the request's time is over")
     if seen.failure is not None and not seen.failure.retryable:
         return GiveUp(seen.failure.kind, seen.failure.message)
+    if seen.unserved is not None and seen.now_s >= seen.unserved.since_s + policy.unserved_s:
+        return GiveUp(
+            FailureKind.OVERLOADED, f"no live worker for {seen.unserved.stage}; try again later"
+        )
     found = _trouble(policy, seen)
     if found is None:
         return Wait(_next_check_s(policy, seen))
@@ -116,4 +130,5 @@ def _silent_until_s(policy: RecoveryPolicy, seen: Observation) -> float:
 
 def _next_check_s(policy: RecoveryPolicy, seen: Observation) -> float:
     gap_s = seen.gap_since_s + policy.gap_s if seen.gap_since_s is not None else seen.deadline_s
-    return min(seen.deadline_s, _silent_until_s(policy, seen), gap_s)
+    unserved_s = seen.unserved.since_s + policy.unserved_s if seen.unserved else seen.deadline_s
+    return min(seen.deadline_s, _silent_until_s(policy, seen), gap_s, unserved_s)

@@ -20,12 +20,14 @@ from services.gateway.recovery import (
     RecoveryPolicy,
     Resubmit,
     Trouble,
+    Unserved,
     decide,
 )
 from services.gateway.streams import OnAdvance, Stream, Streams
 from services.gateway.workers import Workers
 from shared.clock import Clock, monotonic
 from shared.errors import FailureKind, RequestFailed
+from shared.messages.control import Role
 from shared.messages.events import FailedEvent
 from shared.telemetry import names, tracing
 from shared.text.tokenizer import TextTokenizer
@@ -70,6 +72,7 @@ class Run:
         )
         self._stream: Stream = runner.streams.open(request.request_id, self.answer, on_advance)
         self._attempt_started_s = runner.clock()
+        self._unserved: Unserved | None = None
         self._closed = False
         self.troubles: list[Trouble] = []
 
@@ -126,6 +129,20 @@ class Run:
         with tracing.span(names.RECOVERY, trouble=trouble.value):
             await self.submit()
 
+    def _look_for_workers(self, now_s: float) -> Unserved | None:
+        """The first stage that the attempt still needs and nobody fills, and since when."""
+        needed = [Role.DECODE]
+        if self._stream.last_event_s is None:
+            needed = [Role.PREFILL, Role.DECODE]
+            if self._prepared.descriptor.media:
+                needed = [Role.ENCODE, *needed]
+        missing = next((r for r in needed if not self._runner.workers.is_served(r)), None)
+        if missing is None:
+            self._unserved = None
+        elif self._unserved is None:
+            self._unserved = Unserved(missing.value, now_s)
+        return self._unserved
+
     def _observe(self, now_s: float, failure: FailedEvent | None) -> Observation:
         worker = self._stream.worker
         lost = worker is not None and self._runner.workers.is_gone(worker)
@@ -137,5 +154,6 @@ class Run:
             last_event_s=self._stream.last_event_s,
             gap_since_s=self.answer.gap_since_s,
             lost_worker=worker.name if lost and worker is not None else None,
+            unserved=self._look_for_workers(now_s),
             failure=failure,
         )

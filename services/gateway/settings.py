@@ -73,6 +73,9 @@ class RecoverySettings(Group):
     gap_s: float = Field(
         2.0, gt=0, description="Seconds to wait for a token that later ones have overtaken"
     )
+    unserved_s: float = Field(
+        15.0, gt=0, description="Seconds to wait for a worker of a stage that has none any more"
+    )
 
 
 class TraceSettings(Group):

@@ -35,8 +35,9 @@ class UcxTransport:
     """One process' access to the data plane over UCX.
 
     `error_handling` lets a dead peer be noticed and its transfers fail at once; without it UCX
-    aborts this process when a peer dies while its memory is being read. `config` holds UCX options
-    without their `UCX_` prefix; the environment wins over it.
+    aborts this process when a peer dies while its memory is being read. All workers must agree on
+    it: UCX refuses to connect two that differ, and their pulls end with their deadline. `config`
+    holds UCX options without their `UCX_` prefix; the environment wins over it.
     """
 
     def __init__(

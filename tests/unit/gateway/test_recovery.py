@@ -8,6 +8,7 @@ from services.gateway.recovery import (
     RecoveryPolicy,
     Resubmit,
     Trouble,
+    Unserved,
     Wait,
     decide,
 )
@@ -32,6 +33,7 @@ def failure(retryable: bool, kind=FailureKind.OVERLOADED) -> FailedEvent:
         (seen(last_event_s=49), 59),
         (seen(last_event_s=49, gap_since_s=49), 51),
         (seen(599, last_event_s=598), 600),
+        (seen(unserved=Unserved("decode", 45)), 60),
     ],
 )
 def test_waits_until_the_next_bound(observation, until_s):
@@ -68,3 +70,10 @@ def test_the_deadline_comes_first():
     step = decide(POLICY, seen(600, failure=failure(True), lost_worker="d"))
     assert isinstance(step, GiveUp)
     assert step.kind is FailureKind.TIMEOUT
+
+
+def test_a_stage_without_workers_is_an_overload_after_a_while():
+    decision = decide(POLICY, seen(60, unserved=Unserved("decode", 45)))
+    assert isinstance(decision, GiveUp)
+    assert decision.kind is FailureKind.OVERLOADED
+    assert "decode" in decision.message
