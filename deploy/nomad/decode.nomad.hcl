@@ -15,7 +15,7 @@ job "triptych-decode" {
       config {
         image        = "triptych"
         network_mode = "host"
-        args         = ["decode", "--between-hosts", "--drain-s", "40"]
+        args         = ["decode", "--drain-s", "40"]
       }
 
       env {

@@ -15,7 +15,7 @@ job "triptych-encoder" {
       config {
         image        = "triptych"
         network_mode = "host"
-        args         = ["encoder", "--between-hosts", "--drain-s", "40"]
+        args         = ["encoder", "--drain-s", "40"]
       }
 
       env {

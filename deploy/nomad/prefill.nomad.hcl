@@ -15,7 +15,7 @@ job "triptych-prefill" {
       config {
         image        = "triptych"
         network_mode = "host"
-        args         = ["prefill", "--between-hosts", "--drain-s", "40"]
+        args         = ["prefill", "--drain-s", "40"]
       }
 
       env {

@@ -227,7 +227,7 @@ class EncodeStage:
 
         tensor = self._worker.transport.expose(
             f"emb.{task.request_id}.{uuid.uuid4().hex[:12]}",
-            [Segment(embedding.nbytes, lambda: byte_view(embedding))],
+            [Segment(embedding.nbytes, lambda: byte_view(embedding), is_instant=True)],
             holders=[task.request_id],
             on_release=released,
         )

@@ -40,6 +40,8 @@ from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
 QUEUE_FULL_RETRY_S = 0.05
+INSTANT_GATHER_BYTES = 1024 * 1024
+"""KV up to this size is gathered on the event loop: copying it takes less than a thread switch."""
 
 
 @dataclass(eq=False)
@@ -251,9 +253,11 @@ class PrefillStage:
 
         block_ids, num_tokens = blocks.block_ids, request.num_tokens
         layers = slice(0, self._geometry.num_layers)
+        num_bytes = num_tokens * self._geometry.bytes_per_token
         segment = Segment(
-            num_tokens * self._geometry.bytes_per_token,
+            num_bytes,
             lambda: byte_view(self._executor.gather(block_ids, num_tokens, layers)),
+            is_instant=num_bytes <= INSTANT_GATHER_BYTES,
         )
         tensor = self._worker.transport.expose(
             f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}",

@@ -182,12 +182,7 @@ def weights_progress() -> Callable[[int, int], None]:
 
 
 def _transport(me: WorkerRef, compatibility: str, settings: WorkerSettings) -> UcxTransport:
-    return UcxTransport(
-        me,
-        compatibility,
-        lease_s=settings.transfer.lease_s,
-        error_handling=settings.transfer.between_hosts,
-    )
+    return UcxTransport(me, compatibility, lease_s=settings.transfer.lease_s)
 
 
 def _registration(

@@ -25,11 +25,6 @@ class TransferSettings(Group):
         description="Seconds after which a transfer that did not end counts as failed",
         json_schema_extra=flag("pull-timeout-s", "SECONDS"),
     )
-    between_hosts: bool = Field(
-        False,
-        description="Watch endpoints for dead peers; needed between hosts, slower on one host",
-        json_schema_extra=flag("between-hosts"),
-    )
 
 
 class WorkerSettings(ServiceSettings):
