@@ -57,7 +57,7 @@ class Batch:
     positions: IntArray  # [3, conversations, tokens]
     patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
     patch_positions: IntArray  # [patches, 2]: row, column
-    hints: IntArray  # [patches, 4]
+    hints: IntArray  # [patches, 7]
     windows: Segments
     pictures: Segments
     token_order: IntArray  # [patches / 4]: place of each picture token among the packed ones

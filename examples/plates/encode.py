@@ -3,6 +3,7 @@ where marks lie."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,6 +22,9 @@ from examples.plates.specs import SHAPES, Spec
 IntArray = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
 IGNORED = -100
+HINTS = ("glyph", "colour", "centre", "place", "equal", "alike", "total")
+"""What training says about a patch, 0 for nothing: digit or shape, its colour, whether it is the
+middle, place in the number; for shapes how many of shape and colour, of the shape, in all."""
 GLYPHS: tuple[str, ...] = (*"0123456789", *SHAPES)
 
 
@@ -30,7 +34,7 @@ class PictureCode:
 
     grid: tuple[int, int]
     patches: ByteArray  # [patches, 3 * PATCH_PX * PATCH_PX], before normalisation, one frame
-    hints: IntArray  # [patches, 4]: glyph, colour, is a centre, place in the number; 0 is "nothing"
+    hints: IntArray  # [patches, 7]: see `HINTS`
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,23 @@ def _block_order(rows: int, columns: int) -> IntArray:
 
 
 def _hints(found: list[Mark], rows: int, columns: int) -> IntArray:
-    table = np.zeros((rows, columns, 4), dtype=np.int64)
+    table = np.zeros((rows, columns, len(HINTS)), dtype=np.int64)
+    equal = Counter((mark.label, mark.colour) for mark in found)
+    alike = Counter(mark.label for mark in found)
     for mark in found:
         left, right = _span(mark.centre[0], mark.half_size[0], columns)
         top, bottom = _span(mark.centre[1], mark.half_size[1], rows)
         table[top:bottom, left:right, 0] = 1 + GLYPHS.index(mark.label)
         table[top:bottom, left:right, 1] = 1 + COLOUR_NAMES.index(mark.colour)
+        if mark.label in SHAPES:
+            counts = equal[mark.label, mark.colour], alike[mark.label], len(found)
+            table[top:bottom, left:right, 4:] = counts
     for mark in found:
         row = min(rows - 1, max(0, int(mark.centre[1] * rows)))
         column = min(columns - 1, max(0, int(mark.centre[0] * columns)))
         glyph = 1 + GLYPHS.index(mark.label)
-        table[row, column] = (glyph, 1 + COLOUR_NAMES.index(mark.colour), 1, mark.order)
-    return table.reshape(-1, 4)
+        table[row, column, :4] = (glyph, 1 + COLOUR_NAMES.index(mark.colour), 1, mark.order)
+    return table.reshape(-1, len(HINTS))
 
 
 def _span(centre: float, half: float, cells: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from examples.plates.batches import Batch, Segments
 from examples.plates.encode import GLYPHS, IGNORED
 from examples.plates.palette import COLOUR_NAMES
 from examples.plates.questions import MAX_PICTURES
+from examples.plates.specs import MAX_SHAPES
 
 PICTURE_HINT_LAYER = 2
 """Decoder layers after which a picture's tokens should know its number."""
@@ -34,19 +35,30 @@ class Hints(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, sum(HINT_SIZES))
+        self.counts = nn.Linear(width, 3 * (1 + MAX_SHAPES), bias=False)
         self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
         """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
-        hints [n, 4]."""
-        parts = torch.split(self.head(self.norm(patches)), list(HINT_SIZES), dim=-1)
+        hints [n, 7]."""
+        states = self.norm(patches)
+        parts = torch.split(self.head(states), list(HINT_SIZES), dim=-1)
         centre = hints[:, 2] > 0
         glyph = F.cross_entropy(parts[0], hints[:, 0])
         colour = F.cross_entropy(parts[1], hints[:, 1])
         is_centre = F.cross_entropy(parts[2], hints[:, 2])
         at_centre = F.cross_entropy(parts[0][centre], hints[centre, 0])
         place = F.cross_entropy(parts[3][centre], hints[centre, 3])
-        return glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
+        kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
+        return kinds + 0.5 * self._count_loss(states, hints[:, 4:])
+
+    def _count_loss(self, states: Tensor, counts: Tensor) -> Tensor:
+        """Cross-entropy of the three counts of shapes. states [n, width], counts [n, 3]."""
+        shape = counts[:, 0] > 0
+        if not shape.any():
+            return states.new_zeros(())
+        logits = self.counts(states[shape]).view(-1, 1 + MAX_SHAPES)
+        return F.cross_entropy(logits.float(), counts[shape].reshape(-1))
 
     def picture_loss(self, hidden: Tensor, is_picture: Tensor, starts: Tensor) -> Tensor:
         """Cross-entropy of the picture's number at each of its tokens.

@@ -24,13 +24,12 @@ class ComputeThread:
         A cancelled caller still waits for a call that has begun: the call may be writing into
         memory that the caller would otherwise hand back.
         """
-        future = asyncio.get_running_loop().run_in_executor(
-            self._pool, lambda: call(*args, **kwargs)
-        )
+        running = self._pool.submit(call, *args, **kwargs)
+        future = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            if not future.cancel():
+            if not running.cancel():
                 await asyncio.wait([future])
             raise
 
