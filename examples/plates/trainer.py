@@ -39,9 +39,9 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage(0.14, Diet(1, 4, max_pictures=1, batch_tokens=3000), hints=1.0),
     Stage(0.30, Diet(4, 4, max_pictures=1, batch_tokens=3000, bare_share=0.98), hints=1.0),
-    Stage(0.43, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
-    Stage(0.55, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
-    Stage(0.86, Diet(2, 4, max_pictures=4, batch_tokens=5000, bare_share=0.5), hints=1.0),
+    Stage(0.37, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
+    Stage(0.48, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
+    Stage(0.85, Diet(2, 4, max_pictures=4, batch_tokens=5000, bare_share=0.5), hints=1.0),
     Stage(1.01, Diet(3, 2, max_pictures=4, batch_tokens=6000, bare_share=0.2), hints=0.5),
 )
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
@@ -53,6 +53,8 @@ WARM_UP = 0.015
 """Share of the time in which the learning rate rises."""
 AVERAGE_DECAY = 0.998
 WEIGHT_DECAY = 0.03
+MAX_STEP_S = 3.0
+"""A longer step was suspended; the rest of it does not count as training."""
 NUMBER_HINT = 0.3
 """Weight of the loss that names each picture's number."""
 
@@ -128,7 +130,7 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
         self.step, self.samples = self.step + 1, self.samples + len(batch.ids)
-        self.spent_s += time.monotonic() - start
+        self.spent_s += min(MAX_STEP_S, time.monotonic() - start)
         seen = {"hints": found.hints.item()}
         if batch.ids.size:
             seen |= {"answer": found.answer.item(), "right": found.right}
