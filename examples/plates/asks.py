@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from examples.plates import wording
 from examples.plates.palette import COLOUR_NAMES
-from examples.plates.specs import SHAPES, PlateSpec, ShapesSpec, Spec
+from examples.plates.specs import DRAWN_COLOURS, SHAPES, PlateSpec, ShapesSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def ask_plate_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None
         return None
     index, spec = rng.choice(plates)
     where = _where(rng, scene, index)
-    if spec.plate_colour is None or rng.random() < 0.4:
+    if spec.plate_colour is None or rng.random() < 0.3:
         return Turn(rng.choice(wording.INK_COLOUR).format(where=where), spec.ink, "colour")
     return Turn(rng.choice(wording.PLATE_COLOUR).format(where=where), spec.plate_colour, "colour")
 
@@ -102,7 +102,7 @@ def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     item = rng.choice(spec.items)
     colour, shape = item.colour, item.shape
     if rng.random() < 0.15:
-        colour, shape = rng.choice(COLOUR_NAMES), rng.choice(SHAPES)
+        colour, shape = rng.choice(DRAWN_COLOURS), rng.choice(SHAPES)
     choice = rng.random()
     if choice < 0.5:
         things = wording.plural(f"{colour} {shape}")
@@ -175,12 +175,18 @@ def ask_description(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
 
 ASKS: tuple[tuple[Ask, float], ...] = (
     (ask_number, 3.0),
-    (ask_which, 1.5),
+    (ask_which, 2.0),
     (ask_all, 1.0),
     (ask_plate_colour, 0.7),
     (ask_count, 2.5),
     (ask_shape, 1.0),
     (ask_shape_colour, 1.0),
-    (ask_description, 2.5),
+    (ask_description, 1.2),
 )
 """Every question about pictures with its weight."""
+DRILLED: tuple[tuple[Ask, float], ...] = (
+    (ask_count, 3.0),
+    (ask_which, 2.0),
+    (ask_description, 1.0),
+)
+"""The questions that are learned last, with their weights in a drill."""

@@ -57,7 +57,7 @@ class Batch:
     positions: IntArray  # [3, conversations, tokens]
     patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
     patch_positions: IntArray  # [patches, 2]: row, column
-    hints: IntArray  # [patches, 7]
+    hints: IntArray  # [patches, 10]
     windows: Segments
     pictures: Segments
     token_order: IntArray  # [patches / 4]: place of each picture token among the packed ones
@@ -138,6 +138,7 @@ class Diet:
     max_pictures: int
     batch_tokens: int
     bare_share: float = 0.0
+    drill_share: float = 0.0
 
 
 def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch]:
@@ -157,8 +158,13 @@ def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch
 
 def _codes(encoder: Encoder, diet: Diet) -> Iterator[ConversationCode]:
     rng = random.Random(f"pictures-{diet.seed}")
-    turns, pictures = diet.max_turns, diet.max_pictures
-    for chat in training_stream(diet.seed, max_turns=turns, max_pictures=pictures):
+    chats = training_stream(
+        diet.seed,
+        max_turns=diet.max_turns,
+        max_pictures=diet.max_pictures,
+        drill_share=diet.drill_share,
+    )
+    for chat in chats:
         while rng.random() < diet.bare_share:
             yield without_text(encode_picture(crowded_picture(rng)))
         yield encoder.encode(chat)

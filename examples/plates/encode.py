@@ -14,17 +14,22 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from examples.plates.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, TOKEN_PX
-from examples.plates.draw import Mark, draw, marks
+from examples.plates.draw import draw, marks
 from examples.plates.palette import COLOUR_NAMES
 from examples.plates.questions import Conversation
-from examples.plates.specs import SHAPES, Spec
+from examples.plates.specs import SHAPES, PlateSpec, Spec
 
 IntArray = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
 IGNORED = -100
-HINTS = ("glyph", "colour", "centre", "place", "equal", "alike", "total")
+HINTS = (
+    *("glyph", "colour", "centre", "place"),
+    *("equal", "alike", "total"),
+    *("background", "plate", "ink"),
+)
 """What training says about a patch, 0 for nothing: digit or shape, its colour, whether it is the
-middle, place in the number; for shapes how many of shape and colour, of the shape, in all."""
+middle, place in the number; for shapes how many of shape and colour, of the shape, in all;
+everywhere the picture's colours."""
 GLYPHS: tuple[str, ...] = (*"0123456789", *SHAPES)
 
 
@@ -34,7 +39,7 @@ class PictureCode:
 
     grid: tuple[int, int]
     patches: ByteArray  # [patches, 3 * PATCH_PX * PATCH_PX], before normalisation, one frame
-    hints: IntArray  # [patches, 7]: see `HINTS`
+    hints: IntArray  # [patches, 10]: see `HINTS`
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,19 @@ def _block_order(rows: int, columns: int) -> IntArray:
     return blocks.transpose(0, 2, 1, 3).reshape(-1)
 
 
-def _hints(found: list[Mark], rows: int, columns: int) -> IntArray:
+def _colours(spec: Spec) -> tuple[int, int, int]:
+    """Background, plate and ink as numbers from 1; 0 where there is none."""
+    names: tuple[str | None, ...] = (spec.background, None, None)
+    if isinstance(spec, PlateSpec):
+        names = (spec.background, spec.plate_colour, spec.ink)
+    background, plate, ink = (0 if name is None else 1 + COLOUR_NAMES.index(name) for name in names)
+    return background, plate, ink
+
+
+def _hints(spec: Spec, rows: int, columns: int) -> IntArray:
+    found = marks(spec)
     table = np.zeros((rows, columns, len(HINTS)), dtype=np.int64)
+    table[:, :, 7:] = _colours(spec)
     equal = Counter((mark.label, mark.colour) for mark in found)
     alike = Counter(mark.label for mark in found)
     for mark in found:
@@ -72,7 +88,7 @@ def _hints(found: list[Mark], rows: int, columns: int) -> IntArray:
         table[top:bottom, left:right, 1] = 1 + COLOUR_NAMES.index(mark.colour)
         if mark.label in SHAPES:
             counts = equal[mark.label, mark.colour], alike[mark.label], len(found)
-            table[top:bottom, left:right, 4:] = counts
+            table[top:bottom, left:right, 4:7] = counts
     for mark in found:
         row = min(rows - 1, max(0, int(mark.centre[1] * rows)))
         column = min(columns - 1, max(0, int(mark.centre[0] * columns)))
@@ -98,7 +114,7 @@ def encode_picture(spec: Spec) -> PictureCode:
     return PictureCode(
         (rows, columns),
         patches.reshape(rows * columns, -1)[order],
-        _hints(marks(spec), rows, columns)[order],
+        _hints(spec, rows, columns)[order],
     )
 
 

@@ -36,11 +36,12 @@ class Hints(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, sum(HINT_SIZES))
         self.counts = nn.Linear(width, 3 * (1 + MAX_SHAPES), bias=False)
+        self.colours = nn.Linear(width, 3 * (1 + len(COLOUR_NAMES)), bias=False)
         self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
         """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
-        hints [n, 7]."""
+        hints [n, 10]."""
         states = self.norm(patches)
         parts = torch.split(self.head(states), list(HINT_SIZES), dim=-1)
         centre = hints[:, 2] > 0
@@ -50,7 +51,9 @@ class Hints(nn.Module):
         at_centre = F.cross_entropy(parts[0][centre], hints[centre, 0])
         place = F.cross_entropy(parts[3][centre], hints[centre, 3])
         kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
-        return kinds + 0.5 * self._count_loss(states, hints[:, 4:])
+        whole = self.colours(states).view(-1, 1 + len(COLOUR_NAMES))
+        colours = F.cross_entropy(whole.float(), hints[:, 7:].reshape(-1))
+        return kinds + 0.5 * self._count_loss(states, hints[:, 4:7]) + 0.5 * colours
 
     def _count_loss(self, states: Tensor, counts: Tensor) -> Tensor:
         """Cross-entropy of the three counts of shapes. states [n, width], counts [n, 3]."""

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from examples.plates import wording
-from examples.plates.asks import ASKS, Turn
+from examples.plates.asks import ASKS, DRILLED, Ask, Turn
 from examples.plates.draw import draw
 from examples.plates.numbers import draw_number
 from examples.plates.specs import Spec, plate_spec, shapes_spec
@@ -68,14 +68,14 @@ def scene(rng: random.Random, pictures: int, *, held_out: bool | None) -> tuple[
     return tuple(
         plate_spec(rng, draw_number(rng, held_out=held_out))
         if rng.random() < plate_share
-        else shapes_spec(rng, *rng.choice(((1, 1), (1, 6), (3, 6))))
+        else shapes_spec(rng, *rng.choice(((1, 1), (1, 5), (2, 5))))
         for _ in range(pictures)
     )
 
 
 def crowded_picture(rng: random.Random) -> Spec:
     """A long number or many shapes: much to recognise for training the vision tower alone."""
-    return plate_spec(rng, _long_number(rng)) if rng.random() < 0.7 else shapes_spec(rng)
+    return plate_spec(rng, _long_number(rng)) if rng.random() < 0.5 else shapes_spec(rng)
 
 
 def _long_number(rng: random.Random) -> int:
@@ -83,9 +83,15 @@ def _long_number(rng: random.Random) -> int:
     return number if number >= 100 or rng.random() < 0.2 else _long_number(rng)
 
 
-def ask(rng: random.Random, pictures: tuple[Spec, ...], *, show: bool) -> Turn:
+def ask(
+    rng: random.Random,
+    pictures: tuple[Spec, ...],
+    *,
+    show: bool,
+    choices: tuple[tuple[Ask, float], ...] = ASKS,
+) -> Turn:
     """One question about `pictures`; `show` makes them part of the turn."""
-    asks, weights = zip(*ASKS, strict=True)
+    asks, weights = zip(*choices, strict=True)
     while True:
         if (turn := rng.choices(asks, weights)[0](rng, pictures)) is not None:
             question = _as_typed(rng, turn.question)
@@ -142,12 +148,31 @@ def _follow_up(rng: random.Random, pictures: tuple[Spec, ...], *, held_out: bool
     return ask(rng, pictures, show=False)
 
 
+def drill(rng: random.Random, *, max_turns: int, max_pictures: int) -> Conversation:
+    """A conversation of the questions that are learned last, about trained numbers and shapes."""
+    if max_pictures == 1 or rng.random() < 0.6:
+        count = rng.randint(1, min(2, max_pictures))
+        pictures: tuple[Spec, ...] = tuple(shapes_spec(rng) for _ in range(count))
+    else:
+        pictures = tuple(
+            plate_spec(rng, draw_number(rng, held_out=False))
+            for _ in range(rng.randint(2, max_pictures))
+        )
+    turns = (
+        ask(rng, pictures, show=index == 0, choices=DRILLED)
+        for index in range(rng.randint(1, max_turns))
+    )
+    return Conversation(tuple(turns))
+
+
 def training_stream(
-    seed: int, *, max_turns: int, max_pictures: int = MAX_PICTURES
+    seed: int, *, max_turns: int, max_pictures: int = MAX_PICTURES, drill_share: float = 0.0
 ) -> Iterator[Conversation]:
-    """Endless conversations without a single held-out number."""
+    """Endless conversations without a single held-out number; `drill_share` of them are drills."""
     rng = random.Random(f"train-{seed}")
     while True:
+        if drill_share and rng.random() < drill_share:
+            yield drill(rng, max_turns=max_turns, max_pictures=max_pictures)
         yield conversation(rng, max_turns=max_turns, max_pictures=max_pictures, held_out=False)
 
 

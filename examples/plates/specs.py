@@ -10,15 +10,27 @@ import math
 import random
 from dataclasses import dataclass
 
-from examples.plates.fonts import FONT_FILES, em_per_digit_height
-from examples.plates.palette import COLOUR_NAMES, INKS, Rgb, jittered
+from examples.plates.fonts import em_per_digit_height
+from examples.plates.palette import INKS, Rgb, jittered
 
 MAX_AREA_PX = 224 * 224
 """Larger pictures are shrunk to this area before the model sees them."""
-MIN_DIGIT_HEIGHT_PX = 22.0
+MIN_DIGIT_HEIGHT_PX = 26.0
 """Smallest digit height after shrinking."""
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross")
 MAX_SHAPES = 6
+"""What the hints of the training can count to; pictures hold at most DRAWN_SHAPES."""
+DRAWN_SHAPES = 5
+DRAWN_COLOURS: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple", "white", "black")
+"""The colours that are drawn: orange and grey are too near to others to be told apart safely."""
+DRAWN_FONTS: tuple[str | None, ...] = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    None,
+)
 
 
 @dataclass(frozen=True)
@@ -84,21 +96,21 @@ def plate_spec(rng: random.Random, number: int) -> PlateSpec:
 
 
 def _any_plate_spec(rng: random.Random, number: int) -> PlateSpec:
-    low, high = (MIN_DIGIT_HEIGHT_PX, 60.0) if rng.random() < 0.7 else (40.0, 220.0)
+    low, high = (MIN_DIGIT_HEIGHT_PX, 52.0) if rng.random() < 0.9 else (40.0, 220.0)
     digit_height = math.exp(rng.uniform(math.log(low), math.log(high)))
-    font = rng.choice(FONT_FILES)
+    font = rng.choice(DRAWN_FONTS)
     spacing = rng.choice((0.0, 0.0, 0.05, 0.12, 0.2))
     padding = rng.uniform(0.2, 0.55)
     bare = rng.random() < 0.2
-    plate_colour = rng.choice(tuple(INKS))
+    plate_colour = rng.choice(DRAWN_COLOURS)
     background = (
-        plate_colour if bare else rng.choice([c for c in COLOUR_NAMES if c != plate_colour])
+        plate_colour if bare else rng.choice([c for c in DRAWN_COLOURS if c != plate_colour])
     )
-    ink = rng.choice(INKS[plate_colour])
+    ink = rng.choice([c for c in INKS[plate_colour] if c in DRAWN_COLOURS])
     text_width = em_per_digit_height(font) * 0.62 * digit_height * len(str(number))
     plate_width = text_width + (spacing * len(str(number)) + 2 * padding) * digit_height
     plate_height = digit_height * (1 + 2 * padding)
-    roomy = 2.4 if rng.random() < 0.15 else 1.5
+    roomy = 1.8 if rng.random() < 0.1 else 1.35
     width = max(56, round(plate_width * rng.uniform(1.12, roomy)))
     height = max(56, round(plate_height * rng.uniform(1.12, roomy)))
     slack_x, slack_y = max(0.0, width - plate_width * 1.06), max(0.0, height - plate_height * 1.06)
@@ -119,27 +131,27 @@ def _any_plate_spec(rng: random.Random, number: int) -> PlateSpec:
             width / 2 + rng.uniform(-0.5, 0.5) * slack_x,
             height / 2 + rng.uniform(-0.5, 0.5) * slack_y,
         ),
-        angle_deg=rng.uniform(-6, 6) if rng.random() < 0.5 else 0.0,
+        angle_deg=rng.uniform(-4, 4) if rng.random() < 0.3 else 0.0,
         border=rng.random() < 0.4,
-        noise=rng.uniform(2, 9) if rng.random() < 0.4 else 0.0,
+        noise=rng.uniform(1, 5) if rng.random() < 0.25 else 0.0,
         noise_seed=rng.randrange(2**31),
     )
 
 
 def shapes_spec(
-    rng: random.Random, max_groups: int = 3, max_shapes: int = MAX_SHAPES
+    rng: random.Random, max_groups: int = 2, max_shapes: int = DRAWN_SHAPES
 ) -> ShapesSpec:
     """One to `max_groups` groups of equal shapes of one colour, `max_shapes` shapes in all, in
     cells of a grid."""
     groups = rng.randint(1, max_groups)
     total = rng.randint(groups, max_shapes)
-    background = rng.choice(("white", "white", "grey", "black", *COLOUR_NAMES))
-    colours = [c for c in COLOUR_NAMES if c != background]
+    background = rng.choice(("white", "white", "black", *DRAWN_COLOURS))
+    colours = [c for c in DRAWN_COLOURS if c != background]
     kinds = rng.sample([(s, c) for s in SHAPES for c in colours], groups)
     chosen = kinds + [rng.choice(kinds) for _ in range(total - groups)]
     columns, rows = _grid_for(rng, total)
-    cell = rng.uniform(38, 62) if total > 1 else rng.uniform(56, 150)
-    if rng.random() < 0.15:
+    cell = rng.uniform(42, 62) if total > 1 else rng.uniform(56, 120)
+    if rng.random() < 0.1:
         cell *= rng.uniform(1.3, 3)
     width, height = max(56, round(columns * cell)), max(56, round(rows * cell))
     cells = rng.sample([(x, y) for x in range(columns) for y in range(rows)], total)
@@ -148,14 +160,14 @@ def shapes_spec(
         _item(rng, shape, colour, (x * width / columns, y * height / rows), cell)
         for (shape, colour), (x, y) in zip(chosen, cells, strict=True)
     )
-    noise = rng.uniform(2, 9) if rng.random() < 0.3 else 0.0
+    noise = rng.uniform(1, 5) if rng.random() < 0.25 else 0.0
     return ShapesSpec(
         (width, height), background, background_rgb, items, noise, rng.randrange(2**31)
     )
 
 
 def _grid_for(rng: random.Random, total: int) -> tuple[int, int]:
-    grids = [(c, r) for c in range(1, 6) for r in range(1, 5) if total <= c * r <= total + 6]
+    grids = [(c, r) for c in range(1, 6) for r in range(1, 5) if total <= c * r <= total + 3]
     return rng.choice([g for g in grids if max(g) <= 3 * min(g)] or grids)
 
 

@@ -105,6 +105,12 @@ def build() -> Tokenizer:
     return tokenizer
 
 
+def load_or_save(folder: Path) -> Tokenizer:
+    """The tokenizer of an interrupted run, whose weights fit no other; a new one without any."""
+    path = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.exists() else save(folder)
+
+
 def save(folder: Path) -> Tokenizer:
     """Writes the tokenizer's three files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ class Client:
     """Open it with `async with`; one question at a time."""
 
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self.url = url.rstrip("/")
+        # OpenAI clients want the URL with /v1; here both are understood.
+        self.url = url.rstrip("/").removesuffix("/v1")
         self.trace_id = ""
         # A long prompt may take minutes to its first token: only connecting has a limit.
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
@@ -68,7 +69,10 @@ class Client:
         found: list[Span] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SPANS_WAIT_S):
-                while not any(span.name == ROOT_NAME for span in found):
+                num_before = -1
+                # The workers' last spans travel on their own: done is what has stopped growing.
+                while len(found) > num_before or not any(s.name == ROOT_NAME for s in found):
+                    num_before = len(found)
                     found = await self._spans_now() or found
                     await asyncio.sleep(_SPANS_POLL_S)
         return found

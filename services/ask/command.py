@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.ask.client import Client, chat_body
-from services.ask.picture import data_url
+from services.ask.picture import data_url, is_picture_name
 from services.ask.waterfall import print_waterfall
 from shared.errors import SettingsError
 from shared.runtime.flags import Parser
@@ -64,8 +64,8 @@ def parse(argv: Sequence[str]) -> Question:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="WORD",
-        help="picture files, then the question",
+        metavar="PICTURE ... QUESTION",
+        help="picture files, then the question in quotes",
     )
     url = os.environ.get("TRIPTYCH_URL", DEFAULT_URL)
     parser.add_argument("--url", default=url, help=f"server [default {url}; TRIPTYCH_URL]")
@@ -84,8 +84,12 @@ def parse(argv: Sequence[str]) -> Question:
 
 def question_from(arguments: argparse.Namespace) -> Question:
     *pictures, text = arguments.words
-    if Path(text).is_file():
-        raise SettingsError(f"the question is missing: the last word, {text!r}, is a file")
+    if not text.strip():
+        raise SettingsError("the question is empty")
+    if Path(text).is_file() or is_picture_name(text):
+        raise SettingsError(f"the question is missing: it goes last, where {text!r} is")
+    if not arguments.url.startswith(("http://", "https://")):
+        raise SettingsError(f"--url = {arguments.url!r}: should begin with http:// or https://")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise SettingsError(f"--max-tokens = {arguments.max_tokens}: should be at least 1")
     return Question(
@@ -142,7 +146,8 @@ async def stream_answer(server: Client, body: dict[str, object], console: Consol
     finally:
         if first_s is not None:
             console.file.write("\n")
-    console.print(summary(first_s, time.monotonic() - started_s, num_tokens, reason), style="dim")
+    line = summary(first_s, time.monotonic() - started_s, num_tokens, reason)
+    console.print(line, style="dim", soft_wrap=True, highlight=False)
 
 
 def summary(

@@ -14,6 +14,14 @@ from services.ask.errors import BadPicture
 NUM_HEAD_BYTES = 12
 
 
+NAME_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+
+
+def is_picture_name(word: str) -> bool:
+    """Whether nobody would ask this as a question: one word that ends like a picture's name."""
+    return len(word.split()) == 1 and word.lower().endswith(NAME_ENDINGS)
+
+
 def media_type(head: bytes) -> str | None:
     """The media type of a picture that begins with `head`, or None."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -76,7 +76,9 @@ def print_waterfall(spans: Sequence[Span], console: Console) -> None:
     whos = max(len(span.who) for span in spans)
     room = console.width - names - whos - MS_COLUMNS - 6
     width = max(MIN_BAR_COLUMNS, min(MAX_BAR_COLUMNS, room))
-    coloured = console.is_terminal and not console.options.ascii_only
+    coloured = (
+        console.color_system is not None and not console.no_color and not console.options.ascii_only
+    )
     for row in layout(spans, width):
         line = Text(f"{row.name:<{names}}  {row.who:<{whos}}  ")
         line.append(_bar(row, width, coloured=coloured))

@@ -70,13 +70,20 @@ class Board:
             row.state, row.weights_fraction = "loading", line.weights_fraction
             self._changed(None)
         if line.says_ready:
-            row.state, row.weights_fraction = "ready", None
-            self._changed(f"{name}: ready")
+            row.state, row.weights_fraction, row.detail = "ready", None, ""
+            self._said_ready(name)
         if line.at_least(self._show_level):
             style = (
                 "red" if line.at_least("error") else "yellow" if line.at_least("warning") else ""
             )
             self.line(f"{name}: {line.level}: {line}", style)
+
+    def _said_ready(self, name: str) -> None:
+        """On a terminal whose table is closed, a process that came back is news as well."""
+        if self._live is None:
+            self.line(f"{name}: ready", "green")
+        else:
+            self._changed(None)
 
     def ended(self, name: str, how: str, restart_in_s: float) -> None:
         row = self.rows.setdefault(name, Row())

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.errors import SettingsError
+
 PREFIX = "triptych-up-"
 
 
@@ -19,7 +21,7 @@ PREFIX = "triptych-up-"
 def owned_data_dir(chosen: Path | None) -> Iterator[Path]:
     """The folder to use inside the block; a temporary one is removed at its end."""
     if chosen is not None:
-        chosen.mkdir(parents=True, exist_ok=True)
+        _make(chosen)
         yield chosen
         return
     parent = Path(tempfile.gettempdir())
@@ -29,6 +31,15 @@ def owned_data_dir(chosen: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--data-dir = {str(folder)!r}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"--data-dir = {str(folder)!r}: not writable")
 
 
 def remove_orphans(parent: Path) -> None:

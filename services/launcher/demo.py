@@ -18,6 +18,8 @@ from shared.runtime.flags import flag
 from shared.runtime.lifecycle import Stop, run_service
 from shared.runtime.settings import settings_or_exit
 
+PICTURE = Path(__file__).parents[2] / "examples/pictures/plate-57.png"
+
 
 class DemoSettings(LauncherSettings):
     """Starts everything, asks one question about one picture, shows where the time went, stops."""
@@ -35,7 +37,7 @@ examples:
         180.0, gt=0, description="Seconds until the start counts as failed"
     )
     picture: Path = Field(
-        Path("examples/pictures/plate-57.png"),
+        PICTURE,
         description="Picture to ask about",
         json_schema_extra=flag("picture", "FILE"),
     )
@@ -61,6 +63,7 @@ async def demonstrate(settings: DemoSettings, stop: Stop) -> None:
             raise DemoFailed(f"stopped by {stop.reason} before everything was ready")
         board.close()
         board.line(f"ready {stack.url}", "bold green")
+        board.line(f"> {settings.question}")
         exit_code = await stack.run_beside(stop, *ask_command(settings, stack.url))
     if exit_code != 0:
         raise DemoFailed("the demo's question was not answered")

@@ -46,11 +46,13 @@ def service_specs(
         "prefill": settings.prefills,
         "decode": settings.decodes,
     }
-    for service, count in counts.items():
-        for index in range(count):
-            name = f"{service}-{index}"
-            command = (*_command(service, name, nats_url, settings), *_worker_flags(settings))
-            yield ProcessSpec(name, command, StopRank.WORKER, environment)
+    names = [(service, f"{service}-{i}") for service, n in counts.items() for i in range(n)]
+    for index, (service, name) in enumerate(names):
+        command = (
+            *_command(service, name, nats_url, settings),
+            *_worker_flags(settings, index),
+        )
+        yield ProcessSpec(name, command, StopRank.WORKER, environment)
     yield ProcessSpec(
         "gateway-0",
         (
@@ -70,9 +72,26 @@ def _command(service: str, name: str, nats_url: str, settings: LauncherSettings)
         # Named even where it is the default, so that every process agrees on it.
         *("--served-name", settings.model.name),
         *("--log-format", "json"),
+        # At least info, whatever the terminal shows: the table is made from what they say.
+        *("--log-level", "debug" if settings.telemetry.log_level == "debug" else "info"),
+        *("--drain-s", str(settings.drain_s)),
+        *("--nats-connect-timeout-s", str(settings.bus.connect_timeout_s)),
+        *_given("--nats-credentials", settings.bus.credentials_file),
+        *_given("--otlp-endpoint", settings.telemetry.otlp_endpoint),
     )
 
 
-def _worker_flags(settings: LauncherSettings) -> tuple[str, ...]:
+def _given(flag: str, value: object) -> tuple[str, ...]:
+    """The flag with its value, or nothing where there is none."""
+    return (flag, str(value)) if value else ()
+
+
+def _worker_flags(settings: LauncherSettings, index: int) -> tuple[str, ...]:
+    """Flags of the `index`-th worker of all."""
     dtype = settings.model.dtype
-    return (*("--drain-s", str(settings.drain_s)), *(() if dtype == "auto" else ("--dtype", dtype)))
+    # Always given: a port from the environment would be every worker's, and only one can have it.
+    metrics_port = settings.metrics_port + index if settings.metrics_port else 0
+    return (
+        *("--metrics-port", str(metrics_port)),
+        *(() if dtype == "auto" else ("--dtype", dtype)),
+    )

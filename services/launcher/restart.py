@@ -43,6 +43,7 @@ class GiveUp:
     """Starting again cannot help."""
 
     reason: str
+    is_bad_setting: bool = False
 
 
 def after_exit(
@@ -54,7 +55,7 @@ def after_exit(
     they are told to stop.
     """
     if exit_code == EXIT_BAD_SETTINGS and not history.was_ready:
-        return GiveUp("its settings are wrong")
+        return GiveUp("its settings are wrong", is_bad_setting=True)
     failures = 1 if ran_s >= policy.healthy_s else history.failures + 1
     if not history.was_ready and failures >= policy.max_failed_starts:
         return GiveUp(f"{failures} starts in a row have failed")

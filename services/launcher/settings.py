@@ -22,7 +22,8 @@ examples:
   triptych up                                  the demo model on port 8000
   triptych up --model DIR --decodes 2          a model of yours, two decode workers
   triptych up --nats-url nats://10.0.0.5:4222  join a NATS server that already runs
-  triptych up --data-dir /var/lib/triptych     keep queued work across restarts"""
+  triptych up --data-dir /var/lib/triptych     keep queued work across restarts
+  TRIPTYCH_MAX_BATCH=8 triptych up             a setting of the workers: they read TRIPTYCH_*"""
 
     model: ModelSettings = ModelSettings()
     # What the children say at info level is for their log; the terminal shows what needs a reader.
@@ -40,6 +41,12 @@ examples:
         le=1024,
         description="CPU threads of each worker; 0: this machine's cores divided among them",
         json_schema_extra=flag("threads", "COUNT"),
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65000,
+        description="Port of the first worker's /metrics, the others' count up from it; 0: none",
     )
     data_dir: Path | None = Field(
         None,

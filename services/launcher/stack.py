@@ -19,7 +19,7 @@ from services.launcher import nats_server
 from services.launcher.board import Board
 from services.launcher.data_dir import owned_data_dir
 from services.launcher.plan import service_specs
-from services.launcher.ports import claim
+from services.launcher.ports import claim, url_of
 from services.launcher.settings import LauncherSettings
 from services.launcher.supervisor import Supervisor
 from shared.errors import TriptychError
@@ -95,7 +95,7 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
             nats_url = await _start_nats(settings, supervisor, data_dir)
             for spec in service_specs(settings, nats_url, port, num_cores()):
                 await supervisor.start(spec)
-            yield Stack(supervisor, board, f"http://{settings.host}:{port}")
+            yield Stack(supervisor, board, url_of(settings.host, port))
         finally:
             board.close()
             await supervisor.stop(settings.drain_s + KILL_MARGIN_S)

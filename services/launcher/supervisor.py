@@ -16,7 +16,7 @@ from services.launcher.log_line import LogLine
 from services.launcher.plan import ProcessSpec, StopRank
 from services.launcher.restart import GiveUp, RestartHistory, RestartPolicy, after_exit
 from shared.clock import Clock, monotonic
-from shared.errors import TriptychError
+from shared.errors import SettingsError, TriptychError
 
 STOP_UNASKED_S = 1.0
 
@@ -37,6 +37,10 @@ class GaveUp(TriptychError):
     def __init__(self, name: str, how: str, reason: str, last_words: str) -> None:
         super().__init__(f"{name} {how} and {reason}{': ' if last_words else ''}{last_words}")
         self.name = name
+
+
+class BadSetting(GaveUp, SettingsError):
+    """A process refused a setting that it was given by variable or flag."""
 
 
 class Supervisor:
@@ -114,7 +118,8 @@ class Supervisor:
             await child.stop(STOP_UNASKED_S)  # what it may have left behind
             verdict = after_exit(self._policy, self._histories[spec.name], exit_code, ran_s)
             if isinstance(verdict, GiveUp):
-                raise GaveUp(spec.name, how, verdict.reason, last_words(child))
+                error = BadSetting if verdict.is_bad_setting else GaveUp
+                raise error(spec.name, how, verdict.reason, last_words(child))
             words = last_words(child) if exit_code > 0 else ""
             self._watcher.ended(spec.name, f"{how}: {words}" if words else how, verdict.delay_s)
             self._histories[spec.name] = verdict.history

@@ -28,7 +28,8 @@ async def serve(settings: LauncherSettings, stop: Stop) -> None:
         board.close()
         board.line(f"ready {stack.url}", "bold green")
         await stack.until_stopped(stop)
-        board.line(f"{stop.reason}: requests in flight may end within {settings.drain_s:g} s")
+        board.line(f"{stop.reason}: stopping; running requests have {settings.drain_s:g} s to end")
+    board.line("stopped")
 
 
 if __name__ == "__main__":

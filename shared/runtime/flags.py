@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from shared.errors import SettingsError
@@ -59,6 +59,11 @@ class Setting:
             return "|".join(self.choices)
         return self._extra("metavar") or _metavar(self.path[-1], self.field.annotation)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several values; in a variable these are written as JSON."""
+        return get_origin(self.field.annotation) in (tuple, list, frozenset, set)
+
     def _extra(self, key: str) -> str | None:
         extra = self.field.json_schema_extra
         value = extra.get(key) if isinstance(extra, dict) else None
@@ -94,8 +99,10 @@ _UNITS = {"s": "SECONDS", "ms": "MILLISECONDS", "bytes": "BYTES", "tokens": "TOK
 
 def _metavar(name: str, kind: Any) -> str:
     """A placeholder that tells the unit: SECONDS for `drain_s`, N for a bare number."""
-    unit = _UNITS.get(name.rpartition("_")[2])
-    return unit or ("N" if kind in (int, float) else name.upper())
+    last_word = name.rpartition("_")[2]
+    if get_origin(kind) in (tuple, list, frozenset, set):
+        return last_word.removesuffix("s").upper()
+    return _UNITS.get(last_word) or ("N" if kind in (int, float) else name.upper())
 
 
 class Parser(argparse.ArgumentParser):
@@ -141,7 +148,7 @@ def _add_flag(section: Any, setting: Setting) -> None:
     if setting.field.annotation is bool:
         section.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **options)
         return
-    if get_origin(setting.field.annotation) in (tuple, list, frozenset, set):
+    if setting.is_list:
         options["nargs"] = "+"
     section.add_argument(setting.flag, metavar=setting.metavar, **options)
 
@@ -152,10 +159,17 @@ def _help(setting: Setting) -> str:
     if setting.field.is_required() and setting.default is None:
         facts.append("required")
     elif setting.default not in (None, "", ()):
-        facts.append(f"default {setting.default}")
-    facts.append(setting.environment)
+        facts.append(f"default {_readable(setting)}")
+    facts.append(setting.environment + (" as a JSON list" if setting.is_list else ""))
     meaning = (setting.field.description or "").rstrip(".")
     return f"{meaning} [{'; '.join(filter(None, facts))}]".replace("%", "%%")
+
+
+def _readable(setting: Setting) -> str:
+    """The default as a user may write it: 512MiB rather than 536870912."""
+    if setting.field.annotation is ByteSize:
+        return ByteSize(setting.default).human_readable().replace(".0", "")
+    return str(setting.default)
 
 
 def limits_of(field: FieldInfo) -> str:

@@ -15,14 +15,17 @@ neither environment nor files.
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import pydantic_settings
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -58,10 +61,10 @@ class BusSettings(Group):
 
     url: str = Field(
         "nats://127.0.0.1:4222",
-        pattern=r"^(nats|tls|ws|wss)://",
         description="Address of the NATS server, or several divided by commas",
         json_schema_extra=flag("nats-url", "URL"),
     )
+
     credentials_file: Path | None = Field(
         None,
         description="NATS credentials file of this service's account",
@@ -73,6 +76,13 @@ class BusSettings(Group):
         description="Seconds to keep trying for the first connection",
         json_schema_extra=flag("nats-connect-timeout-s", "SECONDS"),
     )
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_protocol(cls, url: str) -> str:
+        if not url.startswith(("nats://", "tls://", "ws://", "wss://")):
+            raise ValueError("should begin with nats://, tls://, ws:// or wss://")
+        return url
 
 
 class TelemetrySettings(Group):
@@ -234,7 +244,19 @@ def _from_environment(cls: type[ServiceSettings]) -> dict[str, Any]:
     try:
         return EnvSettingsSource(cls)()
     except pydantic_settings.SettingsError as error:
-        raise SettingsError(f"environment: {error}") from None
+        raise SettingsError("; ".join(_not_json(cls)) or f"environment: {error}") from None
+
+
+def _not_json(cls: type[ServiceSettings]) -> Iterator[str]:
+    """A line for every variable that must be JSON, being a list or a whole group, and is not."""
+    lists = {setting.environment: '["a", "b"]' for setting in settings_of(cls) if setting.is_list}
+    groups = {ENV_PREFIX + name.upper(): '{"key": 1}' for name in _set_by_defaults(cls)}
+    for variable, example in (lists | groups).items():
+        value = os.environ.get(variable, example)
+        try:
+            json.loads(value)
+        except ValueError:
+            yield f"{variable} = {value!r}: should be JSON, such as {example}"
 
 
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> None:
@@ -251,11 +273,20 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     return "; ".join(_explain_one(known, dict(mistake)) for mistake in error.errors())
 
 
+def _unknown(path: tuple[str, ...], known: Mapping[tuple[str, ...], Setting]) -> str:
+    name = ".".join(path)
+    near = difflib.get_close_matches(name, [".".join(other) for other in known], n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    variable = ENV_PREFIX + ENV_DELIMITER.join(path).upper()
+    where = f"--config or {variable}"
+    return f"{name} (by {where}) is not a setting of this service{hint}"
+
+
 def _explain_one(known: Mapping[tuple[str, ...], Setting], mistake: Mapping[str, Any]) -> str:
     path = tuple(str(part) for part in mistake["loc"])
     setting = next((known[path[:n]] for n in range(len(path), 0, -1) if path[:n] in known), None)
     if mistake["type"] == "extra_forbidden":
-        return f"{'.'.join(path)} is not a setting of this service"
+        return _unknown(path, known)
     if setting is None:
         return f"{'.'.join(path) or 'settings'}: {mistake['msg']}"
     if mistake["type"] == "missing":

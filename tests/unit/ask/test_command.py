@@ -35,7 +35,10 @@ def test_a_forgotten_question_is_noticed(tmp_path: Path) -> None:
     [
         (["q", "--max-tokens", "0"], "--max-tokens = 0: should be at least 1"),
         (["q", "--modl", "x"], "did you mean --model?"),
-        ([], "required: WORD"),
+        ([], "required: PICTURE ... QUESTION"),
+        (["nowhere.PNG"], "the question is missing: it goes last, where 'nowhere.PNG' is"),
+        (["a.png", " "], "the question is empty"),
+        (["q", "--url", "localhost:8000"], "'localhost:8000': should begin with http://"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -64,6 +64,13 @@ def test_drawing_without_a_terminal() -> None:
     ]
 
 
+def test_a_terminal_without_colours_gets_letters() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=56, force_terminal=True, no_color=True)
+    print_waterfall([span("request", 0, 100), span("queue.encode", 0, 20)], console)
+    assert ".. queue   >> transfer   ## compute" in out.getvalue()
+
+
 def test_a_record_of_the_gateway_becomes_a_span() -> None:
     record = {
         "trace_id": "t",

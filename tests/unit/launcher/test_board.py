@@ -50,6 +50,14 @@ def test_on_a_terminal_troubles_stay_above_the_table() -> None:
     assert "started (pid 42)" not in text
 
 
+def test_after_the_table_a_process_that_came_back_is_news() -> None:
+    shown, out = board(terminal=True)
+    shown.started("decode-0", 42)
+    shown.said("decode-0", LogLine("info", "ready"))
+    assert "decode-0: ready" in out.getvalue()
+    assert "started" not in out.getvalue()
+
+
 def test_the_state_follows_the_news() -> None:
     shown, _ = board(terminal=False)
     shown.started("decode-0", 42)

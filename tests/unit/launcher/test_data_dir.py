@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.launcher.data_dir import PREFIX, owned_data_dir
+from shared.errors import SettingsError
 
 
 @pytest.fixture
@@ -42,3 +43,10 @@ def test_folders_of_dead_launchers_are_removed_and_others_are_not(temporary: Pat
         assert not orphan.exists()
         assert living.exists()
         assert other.exists()
+
+
+def test_a_chosen_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SettingsError, match="--data-dir = .*: File exists"), owned_data_dir(file):
+        pass

@@ -14,6 +14,11 @@ def test_a_missing_picture_is_said_at_once(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "error: --picture = 'none.png': there is no such file\n"
 
 
+def test_its_picture_is_found_from_any_folder() -> None:
+    assert DemoSettings().picture.is_absolute()
+    assert DemoSettings().picture.is_file()
+
+
 def test_it_asks_as_a_user_would() -> None:
     settings = DemoSettings(picture=Path("a.png"), question="Why?")
     command = ask_command(settings, "http://h:1")

@@ -1,6 +1,7 @@
 """Which processes are started, with what."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,28 @@ def test_commands() -> None:
     assert encoder == (
         *(sys.executable, "-m", "services.encoder", "--name", "encoder-0"),
         *("--nats-url", "nats://h:1", "--model", "/models/vl", "--served-name", "vl"),
-        *("--log-format", "json", "--drain-s", "20.0", "--dtype", "float32"),
+        *("--log-format", "json", "--log-level", "info", "--drain-s", "20.0"),
+        *("--nats-connect-timeout-s", "10.0", "--metrics-port", "0", "--dtype", "float32"),
     )
     assert gateway[-4:] == ("--host", "127.0.0.1", "--port", "9")
+
+
+def test_what_concerns_every_process_is_handed_on() -> None:
+    argv = ["--otlp-endpoint", "http://h:4318", "--nats-credentials", "/c", "--drain-s", "60"]
+    settings = load_settings(LauncherSettings, [*argv, "--log-level", "debug"], "up")
+    for spec in service_specs(settings, "nats://h:1", port=9, num_cores=1):
+        given = dict(pairwise(spec.command))
+        assert given["--otlp-endpoint"] == "http://h:4318"
+        assert given["--nats-credentials"] == "/c"
+        assert given["--drain-s"] == "60.0"
+        assert given["--log-level"] == "debug"
+
+
+def test_each_worker_has_a_metrics_port_of_its_own() -> None:
+    settings = LauncherSettings(metrics_port=9100, decodes=2)
+    commands = [s.command for s in service_specs(settings, "nats://h:1", port=9, num_cores=1)]
+    ports = [dict(pairwise(command)).get("--metrics-port") for command in commands]
+    assert ports == ["9100", "9101", "9102", "9103", None]
 
 
 def test_a_named_nats_server_is_used_wherever_it_was_named(

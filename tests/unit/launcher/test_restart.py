@@ -39,4 +39,6 @@ def test_after_it_was_ready_once_it_is_never_given_up() -> None:
 
 
 def test_wrong_settings_are_not_tried_twice() -> None:
-    assert after_exit(POLICY, RestartHistory(), 2, ran_s=0.3) == GiveUp("its settings are wrong")
+    assert after_exit(POLICY, RestartHistory(), 2, ran_s=0.3) == GiveUp(
+        "its settings are wrong", is_bad_setting=True
+    )

@@ -13,7 +13,7 @@ import pytest
 from services.launcher.log_line import LogLine
 from services.launcher.plan import ProcessSpec, StopRank
 from services.launcher.restart import RestartPolicy
-from services.launcher.supervisor import GaveUp, Supervisor, how_it_ended
+from services.launcher.supervisor import BadSetting, GaveUp, Supervisor, how_it_ended
 from shared.errors import TriptychError
 
 QUICK = RestartPolicy(first_delay_s=0.01, max_delay_s=0.02)
@@ -104,6 +104,14 @@ async def test_a_process_that_cannot_start_is_given_up_with_its_last_words() -> 
             await asyncio.wait_for(supervisor.failed(), 20)
         assert notes.all.count(("started", "a")) == 3
         assert notes.all.count(("ended", "a", "exited with code 3: no weights")) == 2
+
+
+async def test_a_process_that_refuses_a_setting_is_given_up_as_a_bad_setting() -> None:
+    async with supervised() as (supervisor, notes):
+        await supervisor.start(spec("a", 'print("--x = 3: too small"); raise SystemExit(2)'))
+        with pytest.raises(BadSetting, match="its settings are wrong: --x = 3: too small"):
+            await asyncio.wait_for(supervisor.failed(), 20)
+        assert notes.all.count(("started", "a")) == 1
 
 
 async def test_after_all_were_ready_nothing_is_given_up() -> None:

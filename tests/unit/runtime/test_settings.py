@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, model_validator
 
 from shared.errors import SettingsError
 from shared.runtime.settings import (
@@ -34,6 +34,7 @@ class BakerySettings(ServiceSettings):
     steam: bool = Field(default=False, description="Bake with steam")
     crust: Literal["soft", "hard"] = Field("soft", description="Crust")
     flours: tuple[str, ...] = Field(("rye",), description="Flours in the dough")
+    yeast_bytes: ByteSize = Field(ByteSize(2 * 1024 * 1024), description="Yeast at hand")
     pool: PoolSettings = PoolSettings(blocks=128)
 
     @model_validator(mode="after")
@@ -108,7 +109,7 @@ def test_settings_are_frozen() -> None:
         (["--ovens", "9"], "--ovens = '9': should be less than or equal to 8 (or TRIPTYCH_OVENS)"),
         (["--pool-blocks", "0"], "--pool-blocks = '0': should be greater than or equal to 1"),
         (["--crust", "wet"], "--crust = 'wet': should be 'soft' or 'hard'"),
-        (["--nats-url", "bus"], "--nats-url = 'bus': String should match pattern"),
+        (["--nats-url", "bus"], "--nats-url = 'bus': should begin with nats://"),
         (["--oven", "2"], "unknown argument --oven (did you mean --ovens?)"),
         (["--steam"], "settings: Value error, steam makes a hard crust: set --crust hard"),
         (["--ovens"], "argument --ovens: expected one argument"),
@@ -132,8 +133,21 @@ def test_a_missing_setting_says_how_to_give_it() -> None:
 def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "bakery.toml"
     file.write_text("[pool]\nbloks = 7\n")
-    with pytest.raises(SettingsError, match=r"pool\.bloks is not a setting"):
+    with pytest.raises(SettingsError) as caught:
         load("--config", str(file))
+    assert str(caught.value) == (
+        "pool.bloks (by --config or TRIPTYCH_POOL__BLOKS) is not a setting of this service "
+        "(did you mean pool.blocks?)"
+    )
+
+
+@pytest.mark.parametrize("variable", ["TRIPTYCH_FLOURS", "TRIPTYCH_POOL"])
+def test_a_variable_that_is_not_json_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "rye")
+    with pytest.raises(SettingsError, match=f"{variable} = 'rye': should be JSON, such as "):
+        load()
 
 
 def test_exit_code_two_and_no_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,5 +167,8 @@ def test_help_teaches_meaning_limits_default_and_variable(
     assert "Bakes bread, as an example of a service." in text
     assert "Ovens that run at once [at least 1, at most 8; default 1; TRIPTYCH_OVENS]" in text
     assert "default 128; TRIPTYCH_POOL__BLOCKS" in text
+    assert "--yeast-bytes BYTES Yeast at hand [default 2MiB; TRIPTYCH_YEAST_BYTES]" in text
+    assert "--flours FLOUR [FLOUR ...]" in text
+    assert "TRIPTYCH_FLOURS as a JSON list" in text
     assert "Memory pool:" in text
     assert "bakery --ovens 2" in text
