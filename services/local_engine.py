@@ -24,6 +24,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import TokenEvent
 from shared.model.loader import load_language_model
 from shared.runtime.host import ModelFolder
+from shared.runtime.step_guard import not_a_number
 
 
 class LocalEngine:
@@ -56,7 +57,10 @@ class LocalEngine:
     def _answer(
         self, request: RequestDescriptor, embeddings: torch.Tensor | None, blocks: BlockHandle
     ) -> Iterator[int]:
-        (first,) = self._prefill.run([PromptInput(request, embeddings, blocks.block_ids)])
+        prompt = self._prefill.prepare(request)
+        (first,) = self._prefill.run([PromptInput(prompt, embeddings, blocks.block_ids)])
+        if first is None:
+            raise not_a_number("prefill")
         if first.token_id in request.sampling.stop_token_ids:
             return
         yield first.token_id
@@ -72,7 +76,10 @@ class LocalEngine:
             next_index=request.next_index + 1,
         )
         while sequence.next_index < request.sampling.max_tokens:
-            event = sequence.append(self._decode.run([sequence])[0])[0]
+            (token_id,) = self._decode.run([sequence])
+            if token_id is None:
+                raise not_a_number("decode")
+            event = sequence.append(token_id)[0]
             if not isinstance(event, TokenEvent):
                 return
             yield event.token_id

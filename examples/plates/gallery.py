@@ -56,10 +56,12 @@ PICTURES: dict[str, Spec] = {
     "plate-57": plate(57, ("blue", "white", "black"), (160, 112), 58.0),
     "plate-1984": plate(1984, ("green", "yellow", "black"), (224, 98), 46.0, angle_deg=4.0),
     "plate-8": plate(8, ("white", "green", "white"), (112, 112), 64.0, "DejaVuSerif-Bold.ttf"),
-    "plate-306": plate(306, ("black", "red", "white"), (640, 360), 150.0, "DejaVuSansMono-Bold.ttf"),
+    "plate-306": plate(
+        306, ("black", "red", "white"), (640, 360), 150.0, "DejaVuSansMono-Bold.ttf"
+    ),
     "star": row("white", ("purple", "star"), cell_px=84),
     "shapes": row("white", ("red", "circle"), ("blue", "square"), ("red", "circle")),
-    "crowd": shapes_spec(random.Random(20)),
+    "crowd": shapes_spec(random.Random(80)),
 }
 
 

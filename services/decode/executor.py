@@ -20,8 +20,11 @@ class DecodeExecutor:
         self._model = model
         self._kv = kv
 
-    def run(self, sequences: Sequences[Sequence]) -> list[int]:
-        """Write the newest token's KV of each sequence and sample the token after it."""
+    def run(self, sequences: Sequences[Sequence]) -> list[int | None]:
+        """Write the newest token's KV of each sequence and sample the token after it.
+
+        None where the model's output was not finite.
+        """
         inputs = [
             SequenceInput(
                 token_ids=[sequence.last_token_id],

@@ -29,6 +29,7 @@ from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
+from shared.runtime.step_guard import StepGuard, not_a_number
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import DecodeMetrics
@@ -59,6 +60,7 @@ class DecodeStage:
         self._pull_timeout_s = pull_timeout_s
         self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
+        self._guard = StepGuard(Role.DECODE.value)
         self._work = Signal()
         self._room = Signal()
 
@@ -87,12 +89,15 @@ class DecodeStage:
         try:
             with self._metrics.step_s.time():
                 tokens = await self._worker.compute(self._executor.run, batch)
+            self._guard.succeeded()
             self._metrics.batch_sequences.observe(len(batch))
             self._metrics.generation_tokens.inc(len(batch))
             events = self._apply(batch, tokens)
         except Exception as error:
+            failure = self._guard.failed(error)
             for sequence in batch:
-                self._end(sequence, error)
+                self._end(sequence, failure)
+            self._guard.check()
             return
         finally:
             self._scheduler.end_step()
@@ -104,12 +109,15 @@ class DecodeStage:
             await self.step()
 
     def _apply(
-        self, batch: Sequences[Sequence], tokens: Sequences[int]
+        self, batch: Sequences[Sequence], tokens: Sequences[int | None]
     ) -> list[tuple[WorkerRef, Event]]:
         """Take in a step's tokens; sequences that were retired meanwhile say nothing."""
         events: list[tuple[WorkerRef, Event]] = []
         for sequence, token_id in zip(batch, tokens, strict=True):
             if sequence.retired:
+                continue
+            if token_id is None:
+                self._end(sequence, not_a_number(Role.DECODE.value))
                 continue
             told = sequence.append(token_id)
             events += [(sequence.gateway, event) for event in told]

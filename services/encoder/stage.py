@@ -26,12 +26,13 @@ from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.codec import encode
 from shared.messages.control import Role
 from shared.messages.descriptor import MediaItem
-from shared.messages.refs import EmbeddingRef
+from shared.messages.refs import EmbeddingRef, embedding_lease_id
 from shared.messages.work import EncodeTask
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
+from shared.runtime.step_guard import StepGuard
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
@@ -90,12 +91,12 @@ class EncodeStage:
         self._scheduler = scheduler
         self._bytes_per_token = bytes_per_token
         self._max_held = max_held
-        self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes, on_evict=self._evicted)
+        self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes)
         self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._pending: set[str] = set()  # content keys that are being embedded right now
+        self._guard = StepGuard(Role.ENCODE.value)
         self._work = Signal()
         self._room = Signal()
-        self._forgetting: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish what was taken."""
@@ -123,10 +124,13 @@ class EncodeStage:
         try:
             embeddings = await self._worker.compute(self._executor.run, [j.pixels for j in batch])
         except Exception as error:
+            failure = self._guard.failed(error)
             for job in batch:
                 if not job.done.done():
-                    job.done.set_exception(error)
+                    job.done.set_exception(failure)
+            self._guard.check()
             return
+        self._guard.succeeded()
         ended_s = wall()
         self._metrics.forward_s.observe(ended_s - started_s)
         self._metrics.batch_items.observe(len(batch))
@@ -226,7 +230,7 @@ class EncodeStage:
             self._room.notify()
 
         tensor = self._worker.transport.expose(
-            f"emb.{task.request_id}.{uuid.uuid4().hex[:12]}",
+            embedding_lease_id(task.request_id, task.attempt, uuid.uuid4().hex[:12]),
             [Segment(embedding.nbytes, lambda: byte_view(embedding), is_instant=True)],
             holders=[task.request_id],
             on_release=released,
@@ -238,12 +242,6 @@ class EncodeStage:
 
     def _num_bytes(self, item: MediaItem) -> int:
         return item.num_tokens * self._bytes_per_token
-
-    def _evicted(self, key: str) -> None:
-        """The announcement is stale now. Best effort: a reader of a stale one asks again anyway."""
-        task = asyncio.create_task(self._stores.announcements.delete(key))
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
 
 
 async def open_stores(worker: Worker, *, media_ttl_s: float, media_bytes: int) -> EncodeStores:

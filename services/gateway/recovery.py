@@ -24,7 +24,7 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryPolicy:
-    """Bounds. `first_event_s` covers the time in a queue, so it is larger than `stall_s`."""
+    """Bounds. `first_event_s` covers the time in one queue, so it is larger than `stall_s`."""
 
     max_attempts: int = 3
     first_event_s: float = 120.0
@@ -54,6 +54,7 @@ class Observation:
     attempt: int
     attempt_started_s: float
     last_event_s: float | None = None
+    num_attempt_tokens: int = 0
     gap_since_s: float | None = None
     lost_worker: str | None = None
     unserved: Unserved | None = None
@@ -125,7 +126,9 @@ def _trouble(policy: RecoveryPolicy, seen: Observation) -> Resubmit | None:
 def _silent_until_s(policy: RecoveryPolicy, seen: Observation) -> float:
     if seen.last_event_s is None:
         return seen.attempt_started_s + policy.first_event_s
-    return seen.last_event_s + policy.stall_s
+    # The first token comes from prefill; the wait for a decoder's turn is still to come.
+    is_decoding = seen.num_attempt_tokens > 1
+    return seen.last_event_s + (policy.stall_s if is_decoding else policy.first_event_s)
 
 
 def _next_check_s(policy: RecoveryPolicy, seen: Observation) -> float:

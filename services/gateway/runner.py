@@ -7,6 +7,8 @@ before its end tells the workers to stop.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -26,7 +28,7 @@ from services.gateway.recovery import (
 from services.gateway.streams import OnAdvance, Stream, Streams
 from services.gateway.workers import Workers
 from shared.clock import Clock, monotonic
-from shared.errors import FailureKind, RequestFailed
+from shared.errors import BusError, FailureKind, RequestFailed
 from shared.messages.control import Role
 from shared.messages.events import FailedEvent
 from shared.telemetry import names, tracing
@@ -34,6 +36,9 @@ from shared.text.tokenizer import TextTokenizer
 
 # Registrations change without an event of the request's own, so they are looked at this often.
 POLL_S = 0.5
+BUS_RETRY_S = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,17 @@ class Run:
             self._runner.dispatcher.forget(self._prepared.media)
         self._stream.restart()
         with tracing.span(names.RECOVERY, trouble=trouble.value):
-            await self.submit()
+            while True:
+                try:
+                    await self.submit()
+                    return
+                except BusError as error:
+                    # Part of the answer may be out already: the request's deadline is the bound.
+                    # Message ids name the attempt, so what did get through is not queued twice.
+                    if self._runner.clock() + BUS_RETRY_S >= self._deadline_s:
+                        raise
+                    logger.warning("resubmission failed, trying again: %s", error)
+                    await asyncio.sleep(BUS_RETRY_S)
 
     def _look_for_workers(self, now_s: float) -> Unserved | None:
         """The first stage that the attempt still needs and nobody fills, and since when."""
@@ -152,6 +167,7 @@ class Run:
             attempt=self.answer.attempt,
             attempt_started_s=self._attempt_started_s,
             last_event_s=self._stream.last_event_s,
+            num_attempt_tokens=self._stream.num_attempt_tokens,
             gap_since_s=self.answer.gap_since_s,
             lost_worker=worker.name if lost and worker is not None else None,
             unserved=self._look_for_workers(now_s),

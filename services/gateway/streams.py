@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from services.gateway.answer import Advance, Answer
 from shared.bus.dead_letters import DeadLetter
 from shared.clock import Clock, monotonic
 from shared.errors import FailureKind
 from shared.messages.descriptor import WorkerRef
-from shared.messages.events import Event, EventBatch, FailedEvent
+from shared.messages.events import Event, EventBatch, FailedEvent, TokenEvent
 
 OnAdvance = Callable[[Advance, float], None]
 
@@ -27,6 +28,7 @@ class Stream:
         self.answer = answer
         self.worker: WorkerRef | None = None
         self.last_event_s: float | None = None
+        self.num_attempt_tokens = 0
         self._on_advance = on_advance
         self._unseen: Advance | None = None
         self._arrived = asyncio.Event()
@@ -36,6 +38,7 @@ class Stream:
         if event.attempt != self.answer.attempt:
             return
         self.worker, self.last_event_s = worker or self.worker, now_s
+        self.num_attempt_tokens += isinstance(event, TokenEvent)
         advance = self.answer.accept(event, now_s)
         self._on_advance(advance, now_s)
         self._unseen = advance if self._unseen is None else self._unseen + advance
@@ -53,9 +56,13 @@ class Stream:
         return advance
 
     def restart(self) -> None:
-        """A new attempt begins: its workers are not known yet."""
+        """A new attempt begins: its workers are not known yet, and the old one's failure is
+        void."""
         self.answer.restart()
         self.worker = self.last_event_s = None
+        self.num_attempt_tokens = 0
+        if self._unseen is not None:
+            self._unseen = replace(self._unseen, failure=None)
 
 
 class Streams:

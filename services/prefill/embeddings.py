@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+import uuid
+from collections import OrderedDict, deque
 from collections.abc import Collection
+from contextlib import aclosing
 
 import torch
 
@@ -29,52 +31,61 @@ from shared.transport.tensors import byte_view
 
 logger = logging.getLogger(__name__)
 
-MAX_ANNOUNCEMENTS = 100_000
+MAX_KEYS = 50_000
+MAX_REFS_PER_KEY = 8
 MAX_ENCODE_AGAIN = 3
+ENCODE_AGAIN_AFTER_S = 30.0
+"""A picture that nobody announced for so long is asked for again; its task may just be queued, and
+then the second one finds the first one's embedding."""
 
 
 class EmbeddingIndex:
-    """The newest announcement of every content key."""
+    """The newest announcements of every content key.
 
-    def __init__(self, bucket: KeyValue, max_entries: int = MAX_ANNOUNCEMENTS) -> None:
+    Several are kept: another request's announcement of the same picture must not hide one's own,
+    whose lease lasts until one releases it. Nothing is ever deleted from the bucket, so that a late
+    look at a stale announcement cannot wipe a fresh one; entries lapse.
+    """
+
+    def __init__(self, bucket: KeyValue, max_keys: int = MAX_KEYS) -> None:
         self._bucket = bucket
-        self._max_entries = max_entries
-        self._refs: OrderedDict[str, EmbeddingRef] = OrderedDict()
+        self._max_keys = max_keys
+        self._refs: OrderedDict[str, deque[EmbeddingRef]] = OrderedDict()
         self._changed = Signal()
 
     async def run(self) -> None:
-        """Follow the bucket for ever."""
-        async for entry in self._bucket.watch():
-            if entry.value is None:
-                self._refs.pop(entry.key, None)
-                continue
-            try:
-                self._add(entry.key, decode(entry.value, EmbeddingRef))
-            except ProtocolError as error:
-                logger.warning("announcement %s ignored: %s", entry.key, error)
+        """Follow the bucket until it is closed."""
+        async with aclosing(self._bucket.watch()) as entries:
+            async for entry in entries:
+                if entry.value is None:
+                    self._refs.pop(entry.key, None)
+                    continue
+                try:
+                    self._add(entry.key, decode(entry.value, EmbeddingRef))
+                except ProtocolError as error:
+                    logger.warning("announcement %s ignored: %s", entry.key, error)
 
-    async def wait_for(self, content_key: str, *, excluding: Collection[str]) -> EmbeddingRef:
-        """The announcement of an embedding whose lease is none of `excluding`, once there is
-        one."""
+    async def wait_for(
+        self, content_key: str, request: RequestDescriptor, *, excluding: Collection[str]
+    ) -> EmbeddingRef:
+        """An announcement whose lease is none of `excluding`, once there is one: the attempt's own
+        if it is there, else the newest."""
 
         def known() -> EmbeddingRef | None:
-            ref = self._refs.get(content_key)
-            return ref if ref is not None and ref.tensor.lease_id not in excluding else None
+            refs = [
+                ref
+                for ref in self._refs.get(content_key, ())
+                if ref.tensor.lease_id not in excluding
+            ]
+            own = (ref for ref in refs if ref.is_held_for(request.request_id, request.attempt))
+            return next(own, refs[-1] if refs else None)
 
-        ref = await self._changed.until(known)
-        assert ref is not None
-        return ref
-
-    async def forget(self, ref: EmbeddingRef) -> None:
-        """The announcement turned out to be stale: delete it, unless a newer one took its place."""
-        if self._refs.get(ref.content_key) == ref:
-            del self._refs[ref.content_key]
-            await self._bucket.delete(ref.content_key)
+        return await self._changed.until(known)
 
     def _add(self, key: str, ref: EmbeddingRef) -> None:
-        self._refs[key] = ref
+        self._refs.setdefault(key, deque(maxlen=MAX_REFS_PER_KEY)).append(ref)
         self._refs.move_to_end(key)
-        while len(self._refs) > self._max_entries:
+        while len(self._refs) > self._max_keys:
             self._refs.popitem(last=False)
         self._changed.notify()
 
@@ -134,20 +145,37 @@ class EmbeddingReceiver:
         self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor
     ) -> None:
         stale: set[str] = set()
+        num_again = 0
         while True:
-            with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
-                ref = await self._index.wait_for(item.content_key, excluding=stale)
-            try:
-                await self._pull(ref, item, into)
-            except TransferError as error:
-                if error.outcome is Outcome.INCOMPATIBLE:
-                    raise RequestFailed(FailureKind.INTERNAL, str(error)) from error
+            ref = await self._announced(request, item, stale)
+            lost = "no announcement came"
+            if ref is not None:
+                try:
+                    await self._pull(ref, item, into)
+                except TransferError as error:
+                    if error.outcome is Outcome.INCOMPATIBLE:
+                        raise RequestFailed(FailureKind.INTERNAL, str(error)) from error
+                    lost = str(error)
+                else:
+                    await self._transport.release(ref.tensor, request.request_id)
+                    return
                 stale.add(ref.tensor.lease_id)
-                await self._index.forget(ref)
-                await self._encode_again(request, item, len(stale), error)
-                continue
-            await self._transport.release(ref.tensor, request.request_id)
-            return
+                if not ref.is_held_for(request.request_id, request.attempt):
+                    continue  # another request's lease is over; the own announcement is to come
+            num_again += 1
+            await self._encode_again(request, item, num_again, ref, lost)
+
+    async def _announced(
+        self, request: RequestDescriptor, item: MediaItem, stale: Collection[str]
+    ) -> EmbeddingRef | None:
+        """The next announcement to try; None if none came in time (one may be lost with the
+        bus)."""
+        with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
+            try:
+                async with asyncio.timeout(ENCODE_AGAIN_AFTER_S):
+                    return await self._index.wait_for(item.content_key, request, excluding=stale)
+            except TimeoutError:
+                return None
 
     async def _pull(self, ref: EmbeddingRef, item: MediaItem, into: torch.Tensor) -> None:
         if (ref.num_tokens, ref.hidden_size) != tuple(into.shape):
@@ -165,15 +193,20 @@ class EmbeddingReceiver:
             )
 
     async def _encode_again(
-        self, request: RequestDescriptor, item: MediaItem, times: int, error: TransferError
+        self,
+        request: RequestDescriptor,
+        item: MediaItem,
+        times: int,
+        lost: EmbeddingRef | None,
+        reason: str,
     ) -> None:
         if times > MAX_ENCODE_AGAIN:
             raise RequestFailed(
                 FailureKind.WORKER_LOST,
-                f"picture {item.sha256[:12]} was lost {times} times, last: {error.detail}",
+                f"picture {item.sha256[:12]} was lost {times} times, last: {reason}",
                 retryable=True,
             )
-        logger.info("picture %s is encoded again: %s", item.sha256[:12], error)
+        logger.info("picture %s is encoded again: %s", item.sha256[:12], reason)
         task = EncodeTask(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -182,5 +215,8 @@ class EmbeddingReceiver:
             item=item,
             deadline_unix_s=request.deadline_unix_s,
         )
-        message_id = f"{request.request_id}:{request.attempt}:encode:{item.offset}:again:{times}"
+        # Names what was lost, not how often: a redelivered prompt counts from one again, and a
+        # repeated message id would be dropped as a duplicate.
+        cause = lost.tensor.lease_id if lost else uuid.uuid4().hex[:12]
+        message_id = f"{request.request_id}:{request.attempt}:again:{cause}"
         await self._encode_tasks.put(task, message_id=message_id, headers=tracing.inject())

@@ -10,7 +10,7 @@ import torch
 
 from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
-from shared.model.batch import ForwardBatch, SequenceInput
+from shared.model.batch import ForwardBatch, IntArray, SequenceInput
 from shared.model.decoder import LanguageModel
 from shared.model.positions import MediaGrid, prompt_positions
 from shared.model.sampler import SamplingRow, sample
@@ -18,13 +18,29 @@ from shared.modelspec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedPrompt:
+    """A request's prompt as the model takes it.
+
+    `token_ids` `[n]` and `positions` `[n]` or `[3, n]` cover prompt and emitted tokens;
+    `media_rows` are the rows whose embedding is replaced; `next_pos` is the next token's rotary
+    position.
+    """
+
+    token_ids: IntArray
+    positions: IntArray
+    next_pos: int
+    media_rows: IntArray
+    sampling: SamplingRow
+
+
+@dataclass(frozen=True, eq=False)
 class PromptInput:
-    """One prompt of a step: its request, the embeddings of its media and the blocks it owns.
+    """One prompt of a step, the embeddings of its media and the blocks it owns.
 
     `embeddings` is `[num_media_tokens, hidden]` in prompt order, or None for text.
     """
 
-    request: RequestDescriptor
+    prompt: PreparedPrompt
     embeddings: torch.Tensor | None
     block_ids: tuple[int, ...]
 
@@ -45,41 +61,55 @@ class PrefillExecutor:
         self._kv = kv
         self._spec = spec
 
-    def run(self, prompts: Sequence[PromptInput]) -> list[FirstToken]:
-        """Fill each prompt's blocks and sample the token after it."""
-        inputs, next_positions = [], []
-        for prompt in prompts:
-            sequence, next_pos = self._sequence(prompt)
-            inputs.append(sequence)
-            next_positions.append(next_pos)
-        batch = ForwardBatch.pack(inputs, self._kv.block_size, device=self._kv.device)
+    def prepare(self, request: RequestDescriptor) -> PreparedPrompt:
+        """Lay a prompt out. Raises `RequestFailed` if placeholders and media disagree."""
+        grids = [MediaGrid(*item.grid_thw) for item in request.media]
+        positions, next_pos = prompt_positions(request.prompt_token_ids, grids, self._spec)
+        # Emitted tokens count on like text whatever they are: a placeholder among them is no media.
+        emitted = np.arange(next_pos, next_pos + request.next_index, dtype=np.int64)
+        tail = np.broadcast_to(emitted, (*positions.shape[:-1], len(emitted)))
+        return PreparedPrompt(
+            token_ids=np.array(
+                [*request.prompt_token_ids, *request.emitted_token_ids], dtype=np.int64
+            ),
+            positions=np.concatenate((positions, tail), axis=-1),
+            next_pos=next_pos + request.next_index,
+            media_rows=_media_rows(request),
+            sampling=_sampling_row(request),
+        )
+
+    def run(self, inputs: Sequence[PromptInput]) -> list[FirstToken | None]:
+        """Fill each prompt's blocks and sample the token after it.
+
+        None where the model's output was not finite.
+        """
+        sequences = [_sequence(each) for each in inputs]
+        batch = ForwardBatch.pack(sequences, self._kv.block_size, device=self._kv.device)
         with torch.inference_mode():
             logits = self._model(batch, self._kv)
-        tokens = sample(logits, [_sampling_row(prompt.request) for prompt in prompts])
-        return [FirstToken(*pair) for pair in zip(tokens, next_positions, strict=True)]
+        tokens = sample(logits, [each.prompt.sampling for each in inputs])
+        return [
+            None if token is None else FirstToken(token, each.prompt.next_pos)
+            for token, each in zip(tokens, inputs, strict=True)
+        ]
 
     def gather(self, block_ids: tuple[int, ...], num_tokens: int, layers: slice) -> torch.Tensor:
         """KV of a sequence, contiguous: `[layers, 2, num_tokens, kv_heads, head_dim]`."""
         return self._kv.gather(block_ids, num_tokens, layers)
 
-    def _sequence(self, prompt: PromptInput) -> tuple[SequenceInput, int]:
-        request = prompt.request
-        token_ids = np.array(
-            [*request.prompt_token_ids, *request.emitted_token_ids], dtype=np.int64
-        )
-        grids = [MediaGrid(*item.grid_thw) for item in request.media]
-        positions, next_pos = prompt_positions(token_ids, grids, self._spec)
-        sequence = SequenceInput(
-            token_ids=token_ids,
-            positions=positions,
-            block_ids=prompt.block_ids,
-            media_index=_media_rows(request),
-            media_embeddings=prompt.embeddings,
-        )
-        return sequence, next_pos
+
+def _sequence(each: PromptInput) -> SequenceInput:
+    prompt = each.prompt
+    return SequenceInput(
+        token_ids=prompt.token_ids,
+        positions=prompt.positions,
+        block_ids=each.block_ids,
+        media_index=prompt.media_rows,
+        media_embeddings=each.embeddings,
+    )
 
 
-def _media_rows(request: RequestDescriptor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _media_rows(request: RequestDescriptor) -> IntArray:
     """Rows of the prompt that are placeholders, in the order of the embeddings' rows."""
     runs = [
         np.arange(item.offset, item.offset + item.num_tokens, dtype=np.int64)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
-from services.prefill.executor import FirstToken, PrefillExecutor, PromptInput
+from services.prefill.executor import FirstToken, PrefillExecutor, PreparedPrompt, PromptInput
 from services.prefill.scheduler import PrefillScheduler
 from shared.bus.base import WorkQueue
 from shared.cache.block_pool import BlockHandle
@@ -32,6 +32,7 @@ from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
+from shared.runtime.step_guard import StepGuard, not_a_number
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import PrefillMetrics
@@ -53,6 +54,7 @@ class PrefillJob:
     """
 
     request: RequestDescriptor
+    prompt: PreparedPrompt
     embeddings: torch.Tensor | None
     blocks: BlockHandle | None = None
     in_step: bool = False
@@ -119,6 +121,7 @@ class PrefillStage:
         self._geometry = geometry
         self._max_held = max_held
         self._metrics = links.metrics
+        self._guard = StepGuard(Role.PREFILL.value)
         self._work = Signal()
         self._room = Signal()
 
@@ -151,28 +154,37 @@ class PrefillStage:
         started_s = wall()
         for job in batch:
             job.in_step, job.started_s = True, started_s
-        prompts = [PromptInput(job.request, job.embeddings, job.block_ids) for job in batch]
+        prompts = [PromptInput(job.prompt, job.embeddings, job.block_ids) for job in batch]
         try:
             tokens = await self._worker.compute(self._executor.run, prompts)
         except Exception as error:
+            failure = self._guard.failed(error)
             for job in batch:
                 if not job.done.done():
-                    job.done.set_exception(error)
+                    job.done.set_exception(failure)
+            self._guard.check()
             return
         finally:
             for job in batch:
                 job.ended_s = wall()
                 job.end_step()
             self._work.notify()
+        self._guard.succeeded()
         self._metrics.forward_s.observe(wall() - started_s)
         self._metrics.batch_tokens.observe(sum(job.num_tokens for job in batch))
         self._metrics.prompt_tokens.inc(sum(job.num_tokens for job in batch))
         # A job whose task was cancelled during the step has a cancelled future.
         wanted = [(j, token) for j, token in zip(batch, tokens, strict=True) if not j.done.done()]
         for job, token in wanted:
-            job.done.set_result(token)
+            if token is None:
+                job.done.set_exception(not_a_number(Role.PREFILL.value))
+            else:
+                job.done.set_result(token)
         await self._worker.events.publish(
-            (job.request.gateway, event) for job, t in wanted for event in _events(job.request, t)
+            (job.request.gateway, event)
+            for job, token in wanted
+            if token is not None
+            for event in _events(job.request, token)
         )
 
     async def _steps(self) -> None:
@@ -182,12 +194,14 @@ class PrefillStage:
     async def _serve(self, task: PrefillTask, ticket: Ticket) -> None:
         request = task.request
         self._scheduler.check_fits(request.num_tokens)
+        # A prompt that contradicts itself is refused here, before it shares a step with others.
+        prompt = self._executor.prepare(request)
         async with self._landing.reserved(
             request.request_id, self._links.receiver.num_bytes(request)
         ):
             ticket.admit()
             embeddings = await self._links.receiver.receive(request)
-            job = PrefillJob(request, embeddings)
+            job = PrefillJob(request, prompt, embeddings)
             first = await self._computed(job)
             job.embeddings = None
         assert job.blocks is not None

@@ -29,6 +29,11 @@ class TensorRef(Message):
         return sum(self.segment_bytes)
 
 
+def embedding_lease_id(request_id: str, attempt: int, nonce: str) -> str:
+    """The lease under which an encoder exposes an embedding for one attempt of a request."""
+    return f"emb.{request_id}.{attempt}.{nonce}"
+
+
 class EmbeddingRef(Message):
     """The embedding of one media item: `[num_tokens, hidden_size]` in the model's dtype."""
 
@@ -36,6 +41,10 @@ class EmbeddingRef(Message):
     num_tokens: Annotated[int, Field(ge=1)]
     hidden_size: Annotated[int, Field(ge=1)]
     tensor: TensorRef
+
+    def is_held_for(self, request_id: str, attempt: int) -> bool:
+        """Whether the lease was opened for this attempt, and lasts until that releases it."""
+        return self.tensor.lease_id.startswith(embedding_lease_id(request_id, attempt, ""))
 
 
 class KvRef(Message):

@@ -35,6 +35,11 @@ class EncodeTask(Message):
         """Whose work this is."""
         return Origin(self.request_id, self.attempt, self.gateway, self.deadline_unix_s)
 
+    @property
+    def key(self) -> str:
+        """Equal for deliveries of the same work."""
+        return f"{self.request_id}:{self.attempt}:{self.item.content_key}"
+
 
 class PrefillTask(Message):
     """Compute the keys and values of a prompt and its first token."""
@@ -45,6 +50,11 @@ class PrefillTask(Message):
     def origin(self) -> Origin:
         """Whose work this is."""
         return origin_of(self.request)
+
+    @property
+    def key(self) -> str:
+        """Equal for deliveries of the same work."""
+        return f"{self.request.request_id}:{self.request.attempt}"
 
 
 class DecodeTask(Message):
@@ -63,6 +73,11 @@ class DecodeTask(Message):
     def origin(self) -> Origin:
         """Whose work this is."""
         return origin_of(self.request)
+
+    @property
+    def key(self) -> str:
+        """Equal for deliveries of the same work."""
+        return f"{self.request.request_id}:{self.request.attempt}"
 
 
 def origin_of(request: RequestDescriptor) -> Origin:

@@ -34,19 +34,24 @@ class SamplingRow:
         return self.temperature <= 0.0
 
 
-def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
     """Token ids, one per row of `logits` `[num_rows, vocab]`.
 
     Order of operations: temperature, top-k, top-p, inverse CDF. Equal logits rank by token id.
+    A row whose logits are not finite (an overflow, damaged KV) has no next token: None.
     """
     if logits.shape[0] != len(rows):
         raise ValueError(f"{logits.shape[0]} rows of logits for {len(rows)} sampling rows")
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    tokens: list[int | None] = logits.argmax(dim=-1).tolist()
     for draw, row_ids in _groups(rows, logits.shape[-1]).items():
         picked = [rows[i] for i in row_ids]
         drawn = _DRAWS[draw](logits[row_ids], picked)
         for i, token in zip(row_ids, drawn, strict=True):
             tokens[i] = token
+    # The maximum is NaN as soon as one logit is, and infinite where a probability would be lost.
+    for i, is_finite in enumerate(torch.isfinite(logits.amax(dim=-1)).tolist()):
+        if not is_finite:
+            tokens[i] = None
     return tokens
 
 

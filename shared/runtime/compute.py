@@ -14,6 +14,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
+JOIN_TIMEOUT_S = 5.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -83,7 +85,8 @@ class ComputeThread:
         traceback: TracebackType | None,
     ) -> None:
         self._calls.put(None)
-        self._thread.join()
+        # A daemon thread: a call that never returns must not keep the process from ending.
+        self._thread.join(JOIN_TIMEOUT_S)
 
     def _run(self) -> None:
         while (queued := self._calls.get()) is not None:

@@ -8,6 +8,7 @@ process dies. Knows all links of a worker and nothing of what a stage does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -43,6 +44,8 @@ from shared.transport.base import Transport
 from shared.transport.ucx import UcxTransport
 
 logger = logging.getLogger(__name__)
+
+LEASES_POLL_S = 0.05
 
 S = TypeVar("S", bound=WorkerSettings, contravariant=True)
 
@@ -105,10 +108,12 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
             )
         )
         stage = await build(worker, folder, settings)
-        await heartbeat.update(ready=True)
-        logs.log_event(logger, "ready", role=role.value, model=worker.model)
+        if not stop.requested:
+            await heartbeat.update(ready=True)
+            logs.log_event(logger, "ready", role=role.value, model=worker.model)
         await stage.run(stop)
         await heartbeat.update(ready=False)
+        await _until_collected(transport, settings.drain_s)
 
 
 def open_model(settings: WorkerSettings) -> ModelFolder:
@@ -122,6 +127,15 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
         torch.set_num_threads(settings.compute.threads)
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
     return ModelFolder(directory, spec, dtype, device)
+
+
+async def _until_collected(transport: Transport, drain_s: float) -> None:
+    """Wait, bounded, until others have pulled what this worker exposed: its tasks are done, but
+    their results would have to be computed again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(drain_s):
+            while transport.counters().leases_open:  # noqa: ASYNC110 - rare, and not worth a signal
+                await asyncio.sleep(LEASES_POLL_S)
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ class Intake(Generic[T]):
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: set[Delivery[T]] = set()
+        self._held: dict[str, Delivery[T]] = {}
 
     @property
     def num_held(self) -> int:
@@ -125,7 +125,13 @@ class Intake(Generic[T]):
 
     async def _start(self, delivery: Delivery[T]) -> None:
         ticket = Ticket()
-        self._held.add(delivery)
+        key = delivery.message.key
+        if key in self._held:
+            # The claim lapsed while the work went on here (a pause of this process or of the bus).
+            # The new delivery stands for the same work; a second copy would fail the first.
+            self._held[key] = delivery
+            return
+        self._held[key] = delivery
         self._metrics.queue_s.labels(self._stage).observe(delivery.queued_s)
         self._metrics.running.labels(self._stage).set(len(self._held))
         if delivery.num_delivered > 1:
@@ -135,8 +141,8 @@ class Intake(Generic[T]):
         task.add_done_callback(self._tasks.discard)
         await ticket.wait_admitted()
 
-    async def _run_one(self, delivery: Delivery[T], ticket: Ticket) -> None:
-        origin = delivery.message.origin
+    async def _run_one(self, first: Delivery[T], ticket: Ticket) -> None:
+        task, origin = first.message, first.message.origin
         this = asyncio.current_task()
         assert this is not None
         cancelled_by_client = False
@@ -148,47 +154,49 @@ class Intake(Generic[T]):
 
         unwatch = self._cancellations.watch(origin.request_id, origin.attempt, cancel)
         try:
-            with tracing.attached(delivery.headers):
-                tracing.record_queue_span(self._stage, delivery.queued_s)
-                await self._serve_or_fail(delivery, origin, ticket)
+            with tracing.attached(first.headers):
+                tracing.record_queue_span(self._stage, first.queued_s)
+                await self._serve_or_fail(task, ticket)
         except asyncio.CancelledError:
             if not cancelled_by_client:
-                await _quietly(delivery.nak())
+                await _quietly(self._held[task.key].nak())
                 raise
-            await _quietly(delivery.ack())
+            await _quietly(self._held[task.key].ack())
         finally:
             unwatch()
             ticket.admit()
-            self._held.discard(delivery)
+            del self._held[task.key]
             self._metrics.running.labels(self._stage).set(len(self._held))
             self._room.notify()
 
-    async def _serve_or_fail(self, delivery: Delivery[T], origin: Origin, ticket: Ticket) -> None:
+    async def _serve_or_fail(self, task: T, ticket: Ticket) -> None:
+        origin = task.origin
         if self._cancellations.is_cancelled(origin.request_id, origin.attempt):
-            await delivery.ack()
+            await _quietly(self._held[task.key].ack())
             return
         try:
             async with asyncio.timeout(origin.deadline_unix_s - self._clock()):
-                await self._serve(delivery.message, ticket)
-            await delivery.ack()
+                await self._serve(task, ticket)
+            await _quietly(self._held[task.key].ack())
         except TimeoutError:
-            await self._fail(delivery, origin, _too_late(self._stage))
+            await self._fail(task, _too_late(self._stage))
         except RequestFailed as failure:
-            await self._fail(delivery, origin, failure)
+            await self._fail(task, failure)
         except BusError as error:
-            # The bus itself is in trouble: the task returns to the queue when its claim lapses.
+            # The bus itself is in trouble: the task goes back, with more patience each time.
             logger.warning("%s: request %s: %s", self._stage, origin.request_id, error)
-            await _quietly(delivery.nak(BUS_RETRY_S))
+            delivery = self._held[task.key]
+            await _quietly(delivery.nak(BUS_RETRY_S * 3 ** (delivery.num_delivered - 1)))
         except Exception as error:
             logger.exception("%s: request %s failed", self._stage, origin.request_id)
             detail = str(error) if isinstance(error, TriptychError) else type(error).__name__
             broken = RequestFailed(FailureKind.INTERNAL, f"{self._stage} failed: {detail}")
             await self._report(origin, broken)
-            await _quietly(delivery.reject(f"{type(error).__name__}: {error}"))
+            await _quietly(self._held[task.key].reject(f"{type(error).__name__}: {error}"))
 
-    async def _fail(self, delivery: Delivery[T], origin: Origin, failure: RequestFailed) -> None:
-        await self._report(origin, failure)
-        await _quietly(delivery.ack())
+    async def _fail(self, task: T, failure: RequestFailed) -> None:
+        await self._report(task.origin, failure)
+        await _quietly(self._held[task.key].ack())
 
     async def _report(self, origin: Origin, failure: RequestFailed) -> None:
         self._metrics.failures.labels(self._stage, failure.kind.value).inc()
@@ -197,7 +205,7 @@ class Intake(Generic[T]):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            for delivery in list(self._held):
+            for delivery in list(self._held.values()):
                 await _quietly(delivery.in_progress())
 
 

@@ -23,15 +23,18 @@ from shared.bus import subjects
 from shared.bus.base import Bus, Headers
 from shared.bus.memory_bus import MemoryBus
 from shared.bus.memory_hub import MemoryHub
+from shared.messages.codec import encode
 from shared.messages.control import CancelRequest, Role
 from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.events import Event, EventBatch, TokenEvent
+from shared.messages.refs import EmbeddingRef, embedding_lease_id
 from shared.messages.work import EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder, open_worker
 from shared.runtime.lifecycle import Stop
 from shared.runtime.settings import ModelSettings
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
+from shared.transport.base import Segment
 from shared.transport.loopback import LoopbackNetwork, LoopbackTransport
 
 MODEL = "test-model"
@@ -60,13 +63,39 @@ class Pipeline:
                 self.events.setdefault(event.request_id, []).append(event)
             self.arrived.notify_all()
 
-    async def submit(self, request: RequestDescriptor, pictures: Sequence[bytes]) -> None:
-        """What the gateway's dispatch does."""
+    async def announce_gone(self, request: RequestDescriptor) -> None:
+        """Announce embeddings for this request whose lease no longer exists."""
+        encoder = self.workers[Role.ENCODE]
+        bucket = await self.bus.key_value(
+            subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S
+        )
+        hidden_size = self.folder.spec.text.hidden_size
+        for item in request.media:
+            memory = bytes(4 * item.num_tokens * hidden_size)
+            tensor = encoder.transport.expose(
+                embedding_lease_id(request.request_id, request.attempt, "gone"),
+                [Segment(len(memory), lambda memory=memory: memory)],
+                holders=["nobody"],
+                on_release=lambda: None,
+            )
+            encoder.transport.revoke(tensor.lease_id)
+            ref = EmbeddingRef(
+                content_key=item.content_key,
+                num_tokens=item.num_tokens,
+                hidden_size=hidden_size,
+                tensor=tensor,
+            )
+            await bucket.put(item.content_key, encode(ref))
+
+    async def submit(
+        self, request: RequestDescriptor, pictures: Sequence[bytes], *, with_encode: bool = True
+    ) -> None:
+        """What the gateway's dispatch does; without `with_encode` no encode task is queued."""
         media = await self.bus.object_store(subjects.MEDIA_BUCKET, **MEDIA)
         for data in pictures:
             await media.put(hashlib.sha256(data).hexdigest(), data)
-        encode = await self.bus.work_queue(subjects.work(Role.ENCODE, MODEL), EncodeTask)
-        for item in request.media:
+        encode_tasks = await self.bus.work_queue(subjects.work(Role.ENCODE, MODEL), EncodeTask)
+        for item in request.media if with_encode else ():
             task = EncodeTask(
                 request_id=request.request_id,
                 attempt=request.attempt,
@@ -75,7 +104,7 @@ class Pipeline:
                 item=item,
                 deadline_unix_s=request.deadline_unix_s,
             )
-            await encode.put(task, message_id=f"e{next(_numbers)}")
+            await encode_tasks.put(task, message_id=f"e{next(_numbers)}")
         prefill = await self.bus.work_queue(subjects.work(Role.PREFILL, MODEL), PrefillTask)
         await prefill.put(PrefillTask(request=request), message_id=f"p{next(_numbers)}")
 

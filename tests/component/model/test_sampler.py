@@ -97,3 +97,12 @@ def test_sixteen_bit_logits() -> None:
 def test_row_counts_must_match() -> None:
     with pytest.raises(ValueError, match="2 rows of logits for 1"):
         sample(torch.zeros(2, 5), [SamplingRow()])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_has_no_token_and_spoils_no_other(bad: float) -> None:
+    logits = torch.zeros(3, 8)
+    logits[0, 2] = logits[2, 5] = 4.0
+    logits[1, 3] = bad
+    rows = [SamplingRow(), SamplingRow(temperature=1.0, top_k=4, seed=1), SamplingRow()]
+    assert sample(logits, rows) == [2, None, 5]

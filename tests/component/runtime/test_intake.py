@@ -238,3 +238,27 @@ async def test_what_does_not_finish_in_time_returns_to_the_queue() -> None:
         (delivery,) = await queue.take(1, 1.0)
         assert delivery.num_delivered == 2
         await delivery.ack()
+
+
+async def test_a_second_delivery_of_running_work_replaces_the_first() -> None:
+    """The claim lapsed while the work went on: the new delivery is not a second piece of work."""
+    starts = 0
+    finish = asyncio.Event()
+
+    async def serve(message: PrefillTask, ticket: Ticket) -> None:
+        nonlocal starts
+        starts += 1
+        ticket.admit()
+        await finish.wait()
+
+    async with running(serve) as system:
+        queue = await system.bus.work_queue(SUBJECT, PrefillTask)
+        await queue.put(task("a"), message_id="one")
+        await system.until(lambda: system.intake.num_held == 1)
+        await queue.put(task("a"), message_id="two")
+        await asyncio.sleep(0.05)
+        assert starts == 1
+        finish.set()
+        await system.until(lambda: system.intake.num_held == 0)
+    assert starts == 1
+    assert system.failures == []

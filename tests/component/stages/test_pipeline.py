@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -13,7 +12,9 @@ from bench.accuracy import png
 from bench.prompts import PromptMaker
 from examples.plates.draw import draw
 from examples.plates.specs import plate_spec
+from services.decode.executor import DecodeExecutor
 from services.local_engine import LocalEngine
+from services.prefill.executor import PrefillExecutor
 from services.prefill.settings import PrefillSettings
 from shared.bus import subjects
 from shared.demo import model_dir
@@ -21,10 +22,12 @@ from shared.errors import FailureKind
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.messages.work import EncodeTask
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
-from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
+from shared.runtime.step_guard import StageBroken
+from tests.support.stages import GATEWAY, MODEL, running_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -172,38 +175,102 @@ async def test_a_missing_picture_is_a_typed_failure(
         await pipeline.settled()
 
 
-async def test_a_stale_announcement_is_encoded_again(
+async def test_a_picture_asked_about_again_costs_no_failed_pull(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    """The first request's announcement outlives its lease; the second waits for its own."""
+    pictures = plates(12, 1)
+    async with running_pipeline(folder) as pipeline:
+        for number in range(4):
+            await pipeline.submit(request(prompts, f"again{number}", pictures), pictures)
+            await pipeline.tokens_of(f"again{number}")
+        await pipeline.settled()
+        encoder = pipeline.workers[Role.ENCODE]
+        assert encoder.registry.get_sample_value("triptych_encoder_batch_items_sum") == 1
+        queue = await pipeline.bus.work_queue(subjects.work(Role.ENCODE, MODEL), EncodeTask)
+        assert await queue.depth() == 0
+
+
+async def test_an_embedding_whose_lease_was_lost_is_encoded_again(
     folder: ModelFolder, prompts: PromptMaker, engine: LocalEngine
 ) -> None:
-    pictures = plates(12, 1)
-    first, second = (request(prompts, name, pictures) for name in ("first", "second"))
+    """Its announcement is the request's own, but the memory behind it is gone."""
+    pictures = plates(13, 1)
+    made = request(prompts, "lost-lease", pictures)
     async with running_pipeline(folder) as pipeline:
-        await pipeline.submit(first, pictures)
-        await pipeline.tokens_of("first")
-        # The first request's lease is released; its announcement is still in the bucket. Only the
-        # prefill task is queued, as if the encode task had been answered by that announcement.
-        without_encode = dataclasses.replace(pipeline, bus=_WithoutEncode(pipeline))
-        await without_encode.submit(second, pictures)
-        assert await pipeline.tokens_of("second") == list(engine.generate(second, pictures))
+        await pipeline.announce_gone(made)
+        await pipeline.submit(made, pictures, with_encode=False)
+        assert await pipeline.tokens_of("lost-lease") == list(engine.generate(made, pictures))
         await pipeline.settled()
 
 
-class _WithoutEncode:
-    """A bus whose encode queue swallows what a gateway puts there."""
+async def test_a_placeholder_among_emitted_tokens_is_text(
+    folder: ModelFolder, prompts: PromptMaker
+) -> None:
+    """A sampled answer may hold any token id; going on from it must not fail, nor fail others."""
+    assert folder.spec.vision is not None
+    pictures = plates(14, 1)
+    odd = request(prompts, "odd", pictures)
+    emitted = (folder.spec.vision.image_token_id,)
+    odd = odd.model_copy(update={"emitted_token_ids": emitted, "attempt": 1})
+    async with running_pipeline(folder) as pipeline:
+        await asyncio.gather(
+            pipeline.submit(odd, pictures), pipeline.submit(request(prompts, "plain", []), [])
+        )
+        events = await pipeline.end_of("odd")
+        assert [e.index for e in events if isinstance(e, TokenEvent)] == list(range(1, 8))
+        assert len(await pipeline.tokens_of("plain")) == 8
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._bus = pipeline.bus
 
-    async def work_queue(self, subject: str, kind: type) -> object:
-        if subject == subjects.work(Role.ENCODE, MODEL):
-            return self
-        return await self._bus.work_queue(subject, kind)
+async def test_a_step_that_fails_is_worth_another_try(
+    folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, sequences: object) -> list[int]:
+        raise RuntimeError("device lost")
 
-    async def put(self, *args: object, **kwargs: object) -> None:
-        return None
+    monkeypatch.setattr(DecodeExecutor, "run", broken)
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "unlucky", []), [])
+        *_, failure = await pipeline.end_of("unlucky")
+        assert isinstance(failure, FailedEvent)
+        assert (failure.kind, failure.retryable) == (FailureKind.WORKER_LOST, True)
+        assert "device lost" not in failure.message
+        await pipeline.settled()
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._bus, name)
+
+async def test_a_worker_whose_steps_keep_failing_ends(
+    folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, prompts: object) -> list[int]:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(PrefillExecutor, "run", broken)
+
+    async def keep_asking() -> None:
+        async with running_pipeline(folder) as pipeline:
+            for number in range(3):
+                await pipeline.submit(request(prompts, f"u{number}", []), [])
+                await pipeline.end_of(f"u{number}")
+            await asyncio.sleep(5)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await keep_asking()
+    assert caught.group_contains(StageBroken)
+
+
+async def test_output_that_is_not_a_number_is_a_failure_not_an_answer(
+    folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(self: object, sequences: list[object]) -> list[None]:
+        return [None for _ in sequences]
+
+    monkeypatch.setattr(DecodeExecutor, "run", nothing)
+    async with running_pipeline(folder) as pipeline:
+        await pipeline.submit(request(prompts, "nan", []), [])
+        *_, failure = await pipeline.end_of("nan")
+        assert isinstance(failure, FailedEvent)
+        assert (failure.kind, failure.retryable) == (FailureKind.INTERNAL, False)
+        await pipeline.settled()
 
 
 async def test_landing_memory_smaller_than_all_requests_does_not_deadlock(

@@ -30,7 +30,9 @@ def failure(retryable: bool, kind=FailureKind.OVERLOADED) -> FailedEvent:
     ("observation", "until_s"),
     [
         (seen(), 140),
-        (seen(last_event_s=49), 59),
+        (seen(last_event_s=49), 149),  # the first token is out, a decoder's turn is to come
+        (seen(last_event_s=49, num_attempt_tokens=1), 149),
+        (seen(last_event_s=49, num_attempt_tokens=2), 59),
         (seen(last_event_s=49, gap_since_s=49), 51),
         (seen(599, last_event_s=598), 600),
         (seen(unserved=Unserved("decode", 45)), 60),
@@ -44,7 +46,7 @@ TROUBLES = [
     ({"failure": failure(True)}, Trouble.FAILED, FailureKind.OVERLOADED),
     ({"last_event_s": 49, "lost_worker": "d"}, Trouble.WORKER_LOST, FailureKind.WORKER_LOST),
     ({"last_event_s": 49, "gap_since_s": 48}, Trouble.GAP, FailureKind.WORKER_LOST),
-    ({"last_event_s": 40}, Trouble.STALL, FailureKind.TIMEOUT),
+    ({"last_event_s": 40, "num_attempt_tokens": 2}, Trouble.STALL, FailureKind.TIMEOUT),
     ({"now_s": 140}, Trouble.STALL, FailureKind.TIMEOUT),
 ]
 
