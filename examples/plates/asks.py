@@ -186,7 +186,8 @@ ASKS: tuple[tuple[Ask, float], ...] = (
 """Every question about pictures with its weight."""
 DRILLED: tuple[tuple[Ask, float], ...] = (
     (ask_count, 3.0),
-    (ask_which, 2.0),
+    (ask_which, 3.0),
+    (ask_all, 1.0),
     (ask_description, 1.0),
 )
 """The questions that are learned last, with their weights in a drill."""

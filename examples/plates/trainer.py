@@ -41,8 +41,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(0.30, Diet(4, 4, max_pictures=1, batch_tokens=3000, bare_share=0.98), hints=1.0),
     Stage(0.37, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
     Stage(0.48, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
-    Stage(0.80, Diet(2, 5, 4, batch_tokens=5000, bare_share=0.3, drill_share=0.3), hints=0.7),
-    Stage(1.01, Diet(3, 3, 4, batch_tokens=5000, bare_share=0.1, drill_share=0.2), hints=0.3),
+    Stage(0.80, Diet(2, 5, 4, batch_tokens=5000, bare_share=0.2, drill_share=0.5), hints=0.7),
+    Stage(1.01, Diet(3, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
 )
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""

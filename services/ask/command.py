@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ async def stream_answer(server: Client, body: dict[str, object], console: Consol
             if piece.text:
                 first_s = first_s or time.monotonic() - started_s
                 # Not console.print: the answer is data, its brackets are no markup.
-                console.file.write(piece.text)
+                console.file.write(printable(piece.text))
                 console.file.flush()
             reason = piece.finish_reason or reason
             num_tokens = piece.num_completion_tokens or num_tokens
@@ -159,6 +160,11 @@ def summary(
         parts.append(f"first after {first_s * 1000:.0f} ms")
     parts += [f"all after {total_s * 1000:.0f} ms", f"ended by {reason}"]
     return ", ".join(parts)
+
+
+def printable(text: str) -> str:
+    """The text without what would drive a terminal (colours, cursor, title)."""
+    return "".join(c for c in text if c in "\n\t" or not unicodedata.category(c).startswith("C"))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
     limits = PictureLimits(settings.max_picture_bytes, settings.max_picture_pixels)
     preprocess = await asyncio.to_thread(PicturePreprocessor, folder.directory, limits)
     stores = await open_stores(
-        worker, media_ttl_s=settings.media_ttl_s, media_bytes=settings.media_bytes
+        worker, media_ttl_s=settings.media_ttl_s, media_bytes=settings.media_store_bytes
     )
     assert folder.spec.vision is not None  # the loader refused a model without a tower
     return EncodeStage(
@@ -43,7 +43,7 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
         executor=executor,
         preprocess=preprocess,
         scheduler=EncodeScheduler(settings.max_batch_patches),
-        pool_bytes=settings.pool_bytes,
+        pool_bytes=settings.embedding_pool_bytes,
         bytes_per_token=folder.spec.vision.out_hidden_size * DTYPE_BYTES[folder.dtype],
         max_held=settings.max_held,
     )

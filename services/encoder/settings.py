@@ -29,7 +29,7 @@ class EncoderSettings(WorkerSettings):
         description="Pictures that are fetched, preprocessed or encoded at the same time",
         json_schema_extra=flag("max-held", "PICTURES"),
     )
-    pool_bytes: ByteSize = bytes_field(
+    embedding_pool_bytes: ByteSize = bytes_field(
         512 * MIB, "embedding-pool-bytes", "Memory for finished embeddings, leased and cached"
     )
     max_picture_bytes: ByteSize = bytes_field(
@@ -41,7 +41,7 @@ class EncoderSettings(WorkerSettings):
         description="Most pixels that a picture may decode to",
         json_schema_extra=flag("max-picture-pixels", "PIXELS"),
     )
-    media_bytes: ByteSize = bytes_field(
+    media_store_bytes: ByteSize = bytes_field(
         512 * MIB, "media-store-bytes", "Bound of the media store, if this process has to make it"
     )
     media_ttl_s: float = Field(

@@ -27,7 +27,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     message = f"{request.method} {request.url.path}: {HTTPStatus(status).phrase.lower()}"
-    return JSONResponse(Problem(status, message, code="http").body, status, headers=headers)
+    code = HTTPStatus(status).name.lower()
+    return JSONResponse(Problem(status, message, code=code).body, status, headers=headers)
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:

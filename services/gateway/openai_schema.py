@@ -8,6 +8,7 @@ refused, so a misspelt parameter is noticed.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,6 +25,8 @@ from services.gateway.problems import Refused, refuse
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+
+MAX_SHOWN_CHARS = 60
 
 
 class _Schema(BaseModel):
@@ -207,14 +210,23 @@ def parse_request(body: bytes) -> ChatRequest:
 
 
 def _refused(error: ValidationError) -> Refused:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return refuse(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
     field = _field(first["loc"])
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").replace("Tuple", "List")
+    reason = reason.removesuffix(" after validation, not 0") + _shown(first["input"])
     if first["type"] == "extra_forbidden":
         return refuse(f"{field}: unknown parameter", param=field, code="unknown_parameter")
     return refuse(f"{field or 'body'}: {reason}", param=field or None, code="invalid_value")
+
+
+def _shown(value: object) -> str:
+    """The refused value, if it is short enough to help."""
+    if not isinstance(value, str | int | float | bool):
+        return ""
+    text = json.dumps(value)
+    return f", not {text}" if len(text) <= MAX_SHOWN_CHARS else ""
 
 
 def _field(location: tuple[int | str, ...]) -> str:

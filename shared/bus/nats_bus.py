@@ -66,6 +66,7 @@ class NatsBus:
 
     def __init__(self, client: Client, limits: BusLimits) -> None:
         self._client = client
+        self._has_connected = False
         self._limits = limits
         self._jetstream = JetStreamContext(client, timeout=limits.request_timeout_s)
         self._resources: list[_Resource] = []
@@ -92,9 +93,12 @@ class NatsBus:
                 await asyncio.wait_for(
                     bus._connect(url, name, credentials_file), limits.connect_timeout_s
                 )
-        except BusError:
+        except BusError as error:
             await client.close()
-            raise
+            raise BusError(
+                f"no NATS server at {url} within {limits.connect_timeout_s:g} s ({error})"
+            ) from error
+        bus._has_connected = True
         bus._check_max_payload()
         try:
             await bus._ensure_dead_letters()
@@ -226,7 +230,8 @@ class NatsBus:
 
     async def _on_error(self, error: Exception) -> None:
         # While disconnected every attempt fails in the same way: said once, when it began.
-        level = logging.DEBUG if self._client.is_reconnecting else logging.WARNING
+        is_known = self._client.is_reconnecting or not self._has_connected
+        level = logging.DEBUG if is_known else logging.WARNING
         logger.log(level, "NATS: %s", str(error) or type(error).__name__)
 
     async def _on_disconnected(self) -> None:

@@ -115,7 +115,9 @@ class MediaFetcher:
         host = parsed.raw_host.decode("ascii").lower().rstrip(".")
         port = parsed.port or _DEFAULT_PORTS[parsed.scheme]
         if not host or not self._policy.allows(host, port, parsed.scheme):
-            raise _refused("remote pictures from this host are not allowed; send a data: URL")
+            raise _refused(
+                f"remote pictures from {host or 'nowhere'} are not allowed; send a data: URL"
+            )
         return parsed.copy_with(host=host)
 
     async def _pin(self, url: httpx.URL) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.errors import ModelLoadError
+from shared.errors import ModelLoadError, SettingsError
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 """Config, tokenizer and templates: what a gateway needs."""
@@ -16,13 +16,15 @@ ALL_FILES = (*SMALL_FILES, "*.safetensors")
 def find_model_dir(model: str, files: Sequence[str] = ALL_FILES) -> Path:
     """A local folder as it is, or a hub id, of which only `files` are downloaded on first use.
 
-    Raises `ModelLoadError`.
+    Raises `SettingsError` for what can be no model, `ModelLoadError` if it cannot be fetched.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or model.count("/") != 1:
-        raise ModelLoadError(f"{model!r} is neither a folder nor a hub id of the form owner/name")
+        raise SettingsError(
+            f"--model = {model!r}: neither a folder nor a hub id of the form owner/name"
+        )
     # Imported here: a process that serves a local folder needs no hub client.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

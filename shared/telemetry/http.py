@@ -17,6 +17,8 @@ from typing import Self
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from shared.errors import SettingsError
+
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_HEAD_BYTES = 16 * 1024
 
@@ -61,9 +63,15 @@ class TelemetryEndpoint:
 
     async def __aenter__(self) -> Self:
         if self._port:
-            self._server = await asyncio.start_server(
-                self._serve, self._host, self._port, limit=_MAX_HEAD_BYTES
-            )
+            try:
+                self._server = await asyncio.start_server(
+                    self._serve, self._host, self._port, limit=_MAX_HEAD_BYTES
+                )
+            except OSError as error:
+                raise SettingsError(
+                    f"--metrics-port = {self._port}: cannot listen on {self._host} "
+                    f"({error.strerror or error})"
+                ) from error
         return self
 
     async def __aexit__(

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from shared.errors import ModelLoadError, UnsupportedModel
+from shared.errors import ModelLoadError, SettingsError, UnsupportedModel
 from shared.model.loader import load_language_model, load_vision_tower
 from shared.modelspec import ModelSpec
 from shared.runtime.model_dir import find_model_dir
@@ -177,7 +177,7 @@ def test_text_models_have_no_tower(model_dir_of: ModelDirs) -> None:
 
 def test_resolving_a_model(tmp_path: Path) -> None:
     assert find_model_dir(str(tmp_path)) == tmp_path
-    with pytest.raises(ModelLoadError, match="neither a folder nor a hub id"):
+    with pytest.raises(SettingsError, match="--model = .*neither a folder nor a hub id"):
         find_model_dir(str(tmp_path / "absent"))
     with pytest.raises(ModelLoadError, match="could not be fetched"):
         find_model_dir("nobody/no-such-model")
