@@ -39,6 +39,7 @@ from shared.messages.descriptor import WorkerRef
 from shared.messages.events import EventBatch
 from shared.messages.telemetry import SpanBatch
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask, Task
+from shared.runtime.keep_running import keep_running
 
 
 @asynccontextmanager
@@ -160,7 +161,7 @@ def _watch(metrics: GatewayMetrics, admission: Admission, streams: Streams) -> N
 @asynccontextmanager
 async def _liveness(bus: Bus, me: WorkerRef, streams: Streams) -> AsyncIterator[Liveness]:
     liveness = Liveness(bus, me, lambda: streams.live_ids)
-    beating = asyncio.create_task(liveness.run(), name="requests alive")
+    beating = asyncio.create_task(keep_running(liveness.run, "requests alive"))
     try:
         yield liveness
     finally:

@@ -20,6 +20,7 @@ from shared.errors import ProtocolError
 from shared.messages import codec
 from shared.messages.control import Registration, Role
 from shared.messages.descriptor import WorkerRef
+from shared.runtime.keep_running import keep_running
 from shared.runtime.roster import LostWorker, Roster
 
 _SWEEPS_PER_TTL = 10
@@ -53,8 +54,8 @@ class WorkerDirectory:
     async def __aenter__(self) -> Self:
         bucket = await self._bus.key_value(subjects.WORKERS_BUCKET, ttl_s=self._ttl_s)
         self._tasks = [
-            asyncio.create_task(self._follow(bucket), name="worker directory"),
-            asyncio.create_task(self._sweep(), name="worker directory sweep"),
+            asyncio.create_task(keep_running(lambda: self._follow(bucket), "worker directory")),
+            asyncio.create_task(keep_running(self._sweep, "worker directory sweep")),
         ]
         return self
 

@@ -18,6 +18,7 @@ from shared.bus.base import Bus, KeyValue
 from shared.errors import BusError, ProtocolError
 from shared.messages import codec
 from shared.messages.control import Registration
+from shared.runtime.keep_running import keep_running
 
 BEATS_PER_TTL = 3
 
@@ -47,7 +48,10 @@ class RegistrationHeartbeat:
     async def __aenter__(self) -> Self:
         self._bucket = await self._bus.key_value(subjects.WORKERS_BUCKET, ttl_s=self._ttl_s)
         await self._put(self._bucket)
-        self._task = asyncio.create_task(self._beat(self._bucket), name="registration heartbeat")
+        bucket = self._bucket
+        self._task = asyncio.create_task(
+            keep_running(lambda: self._beat(bucket), "registration heartbeat")
+        )
         return self
 
     async def __aexit__(
