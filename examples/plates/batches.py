@@ -193,6 +193,7 @@ def _serve(queue: Queue[Batch], tokenizer_json: str, diet: Diet) -> None:
     torch.set_num_threads(1)
     for batch in batches(Tokenizer.from_str(tokenizer_json), diet):
         if not _put(queue, batch):
+            queue.cancel_join_thread()  # nobody reads the pipe any more: do not wait for it
             return
 
 
