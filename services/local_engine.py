@@ -18,12 +18,11 @@ from services.encoder.executor import EncodeExecutor
 from services.encoder.preprocess import PicturePreprocessor
 from services.prefill.executor import PrefillExecutor, PromptInput
 from shared.cache.block_pool import BlockHandle, BlockPool
-from shared.cache.kv_cache import KvCache
 from shared.media.picture import PictureLimits
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import TokenEvent
-from shared.model.loader import load_language_model
 from shared.runtime.host import ModelFolder
+from shared.runtime.language import load_language
 from shared.runtime.step_guard import not_a_number
 
 
@@ -31,10 +30,7 @@ class LocalEngine:
     """One model, one process, one request at a time."""
 
     def __init__(self, folder: ModelFolder, *, block_size: int = 16, num_blocks: int = 512) -> None:
-        model = load_language_model(
-            folder.directory, folder.spec, dtype=folder.dtype, device=folder.device
-        )
-        kv = KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+        model, kv = load_language(folder, block_size, num_blocks)
         self._pool = BlockPool(num_blocks, block_size)
         self._prefill = PrefillExecutor(model, kv, folder.spec)
         self._decode = DecodeExecutor(model, kv)

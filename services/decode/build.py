@@ -10,12 +10,11 @@ from services.decode.settings import DecodeSettings
 from services.decode.stage import DecodeStage
 from shared.bus import subjects
 from shared.cache.block_pool import BlockPool
-from shared.cache.kv_cache import KvCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
-from shared.model.loader import load_language_model
-from shared.runtime.host import ModelFolder, weights_progress
+from shared.runtime.host import ModelFolder
 from shared.runtime.kv_memory import num_kv_blocks
+from shared.runtime.language import load_language
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import watch_kv_usage
 from shared.transport.landing import Landing
@@ -23,14 +22,7 @@ from shared.transport.landing import Landing
 
 def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> DecodeExecutor:
     """The language model and its KV cache, from the folder's language weights only. Blocks."""
-    model = load_language_model(
-        folder.directory,
-        folder.spec,
-        dtype=folder.dtype,
-        device=folder.device,
-        on_progress=weights_progress(),
-    )
-    kv = KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+    model, kv = load_language(folder, block_size, num_blocks)
     return DecodeExecutor(model, kv)
 
 
