@@ -122,7 +122,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
             loss = found.answer + stage.hints * found.hints + NUMBER_HINT * found.numbered
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

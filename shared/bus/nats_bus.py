@@ -112,7 +112,7 @@ class NatsBus:
             [each.strip() for each in url.split(",")],
             name=name,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
+            reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # fractions work
             ping_interval=_PING_INTERVAL_S,
             pending_size=self._limits.reconnect_buffer_bytes,
             user_credentials=str(credentials_file) if credentials_file else None,

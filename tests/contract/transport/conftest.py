@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -44,7 +43,5 @@ class World:
 
 @pytest.fixture(params=["loopback", "ucx"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    if request.param == "ucx" and importlib.util.find_spec("ucxx") is None:
-        pytest.skip("ucxx is not installed")
     async with AsyncExitStack() as scope:
         yield World(request.param, scope)
