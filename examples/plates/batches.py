@@ -55,9 +55,10 @@ class Batch:
     ids: IntArray  # [conversations, tokens]
     targets: IntArray  # [conversations, tokens]
     positions: IntArray  # [3, conversations, tokens]
+    matches: IntArray  # [conversations, tokens]: see `ConversationCode`
     patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
     patch_positions: IntArray  # [patches, 2]: row, column
-    hints: IntArray  # [patches, 10]
+    hints: IntArray  # [patches, 11]
     windows: Segments
     pictures: Segments
     token_order: IntArray  # [patches / 4]: place of each picture token among the packed ones
@@ -101,7 +102,9 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
     ids = np.full((len(codes), longest), pad_id, dtype=np.int64)
     targets = np.full((len(codes), longest), IGNORED, dtype=np.int64)
     positions = np.zeros((3, len(codes), longest), dtype=np.int64)
+    matches = np.zeros((len(codes), longest), dtype=np.int64)
     for row, code in enumerate(codes):
+        matches[row, : len(code.ids)] = code.matches
         ids[row, : len(code.ids)] = code.ids
         targets[row, : len(code.ids)] = code.targets
         positions[:, row, : len(code.ids)] = code.positions
@@ -114,6 +117,7 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
         ids,
         targets,
         positions,
+        matches,
         np.concatenate([picture.patches[layout.patch_order] for picture, layout in pairs]),
         np.concatenate([layout.positions for layout in layouts]),
         np.concatenate([picture.hints[layout.patch_order] for picture, layout in pairs]),

@@ -26,10 +26,11 @@ HINTS = (
     *("glyph", "colour", "centre", "place"),
     *("equal", "alike", "total"),
     *("background", "plate", "ink"),
+    "rest",
 )
 """What training says about a patch, 0 for nothing: digit or shape, its colour, whether it is the
 middle, place in the number; for shapes how many of shape and colour, of the shape, in all;
-everywhere the picture's colours."""
+everywhere the picture's colours; for digits, like their place, the place counted from the end."""
 GLYPHS: tuple[str, ...] = (*"0123456789", *SHAPES)
 
 
@@ -39,7 +40,7 @@ class PictureCode:
 
     grid: tuple[int, int]
     patches: ByteArray  # [patches, 3 * PATCH_PX * PATCH_PX], before normalisation, one frame
-    hints: IntArray  # [patches, 10]: see `HINTS`
+    hints: IntArray  # [patches, 11]: see `HINTS`
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ConversationCode:
     ids: IntArray  # [tokens]
     targets: IntArray  # [tokens]: the next token where it is to be learned, else IGNORED
     positions: IntArray  # [3, tokens]: M-RoPE's time, height, width
+    matches: IntArray  # [tokens]: see `_Writer.match`
     pictures: tuple[PictureCode, ...]
 
 
@@ -78,7 +80,7 @@ def _colours(spec: Spec) -> tuple[int, int, int]:
 def _hints(spec: Spec, rows: int, columns: int) -> IntArray:
     found = marks(spec)
     table = np.zeros((rows, columns, len(HINTS)), dtype=np.int64)
-    table[:, :, 7:] = _colours(spec)
+    table[:, :, 7:10] = _colours(spec)
     equal = Counter((mark.label, mark.colour) for mark in found)
     alike = Counter(mark.label for mark in found)
     for mark in found:
@@ -94,6 +96,8 @@ def _hints(spec: Spec, rows: int, columns: int) -> IntArray:
         column = min(columns - 1, max(0, int(mark.centre[0] * columns)))
         glyph = 1 + GLYPHS.index(mark.label)
         table[row, column, :4] = (glyph, 1 + COLOUR_NAMES.index(mark.colour), 1, mark.order)
+        if mark.label not in SHAPES:
+            table[row, column, 10] = 1 + len(found) - mark.order
     return table.reshape(-1, len(HINTS))
 
 
@@ -128,7 +132,7 @@ def picture_positions(rows: int, columns: int) -> IntArray:
 def without_text(picture: PictureCode) -> ConversationCode:
     """A picture alone, to train the vision tower on."""
     nothing = np.zeros(0, dtype=np.int64)
-    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), (picture,))
+    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), nothing, (picture,))
 
 
 class Encoder:
@@ -154,7 +158,10 @@ class Encoder:
             writer.text("<|im_start|>user\n")
             for spec in turn.pictures:
                 writer.picture(encode_picture(spec))
+            begin = writer.length
             writer.text(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
+            if turn.kind == "which picture":
+                writer.match(begin, chat.specs)
             writer.text(f"{turn.answer}<|im_end|>", learn=True)
             writer.text("\n")
         return writer.finish()
@@ -170,6 +177,36 @@ class _Writer:
         self._positions: list[IntArray] = []
         self._next = 0
         self._pictures: list[PictureCode] = []
+        self._matches: dict[int, int] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return len(self._ids)
+
+    def match(self, begin: int, shown: tuple[Spec, ...]) -> None:
+        """Notes, for the number asked for in the tokens from `begin`, which pictures it fits: after
+        each digit those whose number begins so, after the number those that show just it.
+
+        A token's note is 0 for none, else 1 + the bits of the pictures it fits + 16 times the bits
+        of all pictures.
+        """
+        numbers = [str(spec.number) if isinstance(spec, PlateSpec) else "" for spec in shown]
+        everywhere = 16 * (2 ** len(numbers) - 1)
+        digits = ""
+        for at in range(begin, len(self._ids)):
+            word = self._tokenizer.decode([self._ids[at]]).strip()
+            if word.isdigit():
+                digits += word
+                fits = [number.startswith(digits) for number in numbers]
+            elif digits:
+                fits = [number == digits for number in numbers]
+            else:
+                continue
+            bits = sum(2**place for place, fit in enumerate(fits) if fit)
+            self._matches[at] = 1 + bits + everywhere
+            if not word.isdigit():
+                return
 
     def text(self, text: str, *, learn: bool = False) -> None:
         ids = self._tokenizer.encode(text).ids
@@ -195,4 +232,6 @@ class _Writer:
         learned = np.array(self._learned[1:])
         targets[:-1][learned] = ids[1:][learned]
         positions = np.concatenate(self._positions, axis=1)
-        return ConversationCode(ids, targets, positions, tuple(self._pictures))
+        matches = np.zeros_like(ids)
+        matches[list(self._matches)] = list(self._matches.values())
+        return ConversationCode(ids, targets, positions, matches, tuple(self._pictures))

@@ -24,6 +24,8 @@ from examples.plates.specs import MAX_SHAPES
 
 PICTURE_HINT_LAYER = 2
 """Decoder layers after which a picture's tokens should know its number."""
+MATCH_HINT_LAYER = 3
+"""Decoder layers after which the digits of a number asked for should know which pictures fit."""
 HINT_SIZES = (1 + len(GLYPHS), 1 + len(COLOUR_NAMES), 2, 5)
 
 
@@ -37,11 +39,13 @@ class Hints(nn.Module):
         self.head = nn.Linear(width, sum(HINT_SIZES))
         self.counts = nn.Linear(width, 3 * (1 + MAX_SHAPES), bias=False)
         self.colours = nn.Linear(width, 3 * (1 + len(COLOUR_NAMES)), bias=False)
+        self.rest = nn.Linear(width, 5, bias=False)
         self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
+        self.match = nn.Linear(language_width, MAX_PICTURES)
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
         """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
-        hints [n, 10]."""
+        hints [n, 11]."""
         states = self.norm(patches)
         parts = torch.split(self.head(states), list(HINT_SIZES), dim=-1)
         centre = hints[:, 2] > 0
@@ -50,9 +54,10 @@ class Hints(nn.Module):
         is_centre = F.cross_entropy(parts[2], hints[:, 2])
         at_centre = F.cross_entropy(parts[0][centre], hints[centre, 0])
         place = F.cross_entropy(parts[3][centre], hints[centre, 3])
-        kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * place
+        rest = F.cross_entropy(self.rest(states[centre]), hints[centre, 10])
+        kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * (place + rest)
         whole = self.colours(states).view(-1, 1 + len(COLOUR_NAMES))
-        colours = F.cross_entropy(whole.float(), hints[:, 7:].reshape(-1))
+        colours = F.cross_entropy(whole.float(), hints[:, 7:10].reshape(-1))
         return kinds + 0.5 * self._count_loss(states, hints[:, 4:7]) + 0.5 * colours
 
     def _count_loss(self, states: Tensor, counts: Tensor) -> Tensor:
@@ -73,12 +78,27 @@ class Hints(nn.Module):
         states = F.rms_norm(hidden[is_picture].float(), hidden.shape[-1:])
         return F.cross_entropy(self.picture(states).float(), number)
 
+    def match_loss(self, hidden: Tensor, matches: Tensor) -> Tensor:
+        """Binary cross-entropy of which pictures fit a number asked for, at each of its tokens.
+
+        hidden [conversations, tokens, width]; matches [conversations, tokens]: see
+        `ConversationCode`.
+        """
+        noted = matches > 0
+        if not noted.any():
+            return hidden.new_zeros((), dtype=torch.float32)
+        bits = (matches[noted] - 1)[:, None] >> torch.arange(2 * MAX_PICTURES) & 1
+        fits, present = bits.float().chunk(2, dim=-1)
+        states = F.rms_norm(hidden[noted].float(), hidden.shape[-1:])
+        logits = self.match(states).float()
+        found = F.binary_cross_entropy_with_logits(logits, fits, weight=present, reduction="sum")
+        return found / present.sum()
+
 
 @dataclass(frozen=True)
 class Losses:
-    """answer: mean over learned tokens; hints: see `Hints.loss`; numbered: see
-    `Hints.picture_loss`; right: share of learned tokens
-    predicted.
+    """answer: mean over learned tokens; hints, numbered, matched: see `Hints.loss`,
+    `Hints.picture_loss`, `Hints.match_loss`; right: share of learned tokens predicted.
 
     exact: [conversations, tokens] bool, false where a learned token would have come out wrong.
     """
@@ -86,6 +106,7 @@ class Losses:
     answer: Tensor
     hints: Tensor
     numbered: Tensor
+    matched: Tensor
     right: float
     exact: Tensor
 
@@ -184,7 +205,7 @@ def losses(
         hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
     nothing = hinted.new_zeros(())
     if not ids.numel():
-        return Losses(nothing, hinted, nothing, 0.0, targets != IGNORED)
+        return Losses(nothing, hinted, nothing, nothing, 0.0, targets != IGNORED)
     pictures = merged(model.model.visual, patches, batch)
     language = model.model.language_model
     embedded = language.embed_tokens(ids)
@@ -199,10 +220,11 @@ def losses(
     hidden, early = out.last_hidden_state, out.hidden_states[PICTURE_HINT_LAYER]
     starts = ids == model.config.vision_start_token_id
     numbered = hints.picture_loss(early, is_picture, starts)
+    matched = hints.match_loss(out.hidden_states[MATCH_HINT_LAYER], torch.from_numpy(batch.matches))
     learned = targets != IGNORED
     logits = model.lm_head(hidden[learned])
     wanted = targets[learned]
     hit = logits.argmax(-1) == wanted
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
-    return Losses(answer, hinted, numbered, hit.float().mean().item(), exact)
+    return Losses(answer, hinted, numbered, matched, hit.float().mean().item(), exact)

@@ -18,7 +18,7 @@ from PIL import Image
 from examples.plates import wording
 from examples.plates.asks import ASKS, DRILLED, Ask, Turn
 from examples.plates.draw import draw
-from examples.plates.numbers import draw_number
+from examples.plates.numbers import alike_numbers, any_numbers, draw_number
 from examples.plates.specs import Spec, plate_spec, shapes_spec
 
 Message = dict[str, Any]
@@ -154,10 +154,8 @@ def drill(rng: random.Random, *, max_turns: int, max_pictures: int) -> Conversat
         count = rng.randint(1, min(2, max_pictures))
         pictures: tuple[Spec, ...] = tuple(shapes_spec(rng) for _ in range(count))
     else:
-        pictures = tuple(
-            plate_spec(rng, draw_number(rng, held_out=False))
-            for _ in range(rng.randint(2, max_pictures))
-        )
+        numbers = alike_numbers if rng.random() < 0.5 else any_numbers
+        pictures = tuple(plate_spec(rng, n) for n in numbers(rng, rng.randint(2, max_pictures)))
     turns = (
         ask(rng, pictures, show=index == 0, choices=DRILLED)
         for index in range(rng.randint(1, max_turns))

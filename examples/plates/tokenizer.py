@@ -105,16 +105,18 @@ def build() -> Tokenizer:
     return tokenizer
 
 
-def load_or_save(folder: Path) -> Tokenizer:
-    """The tokenizer of an interrupted run, whose weights fit no other; a new one without any."""
+def load_or_save(folder: Path, start: Path | None = None) -> Tokenizer:
+    """The tokenizer of an interrupted run, or of the weights it starts from, since weights fit no
+    other; a new one without any."""
+    if start is not None:
+        return save(folder, Tokenizer.from_file(str(start / "tokenizer.json")))
     path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.exists() else save(folder)
+    return save(folder, Tokenizer.from_file(str(path)) if path.exists() else build())
 
 
-def save(folder: Path) -> Tokenizer:
+def save(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     """Writes the tokenizer's three files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -135,4 +137,4 @@ def save(folder: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    save(Path(sys.argv[1]))
+    save(Path(sys.argv[1]), build())

@@ -85,6 +85,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="folder for model/ and checkpoint.pt")
     made.add_argument("--minutes", type=float, default=75, help="time to train (default: 75)")
     made.add_argument("--seed", type=int, default=0, help="seed of the first weights")
+    made.add_argument(
+        "--start",
+        type=Path,
+        help="model folder to go on from, for example shared/demo/model (default: from nothing)",
+    )
     made.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     made.add_argument(
         "--check-every-s", type=float, default=240, help="seconds between checkpoints"
@@ -99,7 +104,7 @@ def main() -> None:
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options.out, options.minutes, options.seed)
+    trainer = Trainer(options.out, options.minutes, options.seed, options.start)
     if trainer.resume():
         print(f"going on from step {trainer.step}, {trainer.spent_s / 60:.1f} minutes in")
     run(trainer, options.check_every_s)

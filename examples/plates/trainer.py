@@ -46,9 +46,28 @@ STAGES: tuple[Stage, ...] = (
 )
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""
+MORE_STAGES: tuple[Stage, ...] = (
+    Stage(0.45, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
+    Stage(0.80, Diet(8, 5, 4, batch_tokens=5000, bare_share=0.1, drill_share=0.6), hints=0.5),
+    Stage(1.01, Diet(9, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
+)
+"""For weights that know the pictures already: mostly the questions that are learned last."""
 
-PEAK_RATE = 1e-3
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages, and the learning rate at the end of the warm-up."""
+
+    stages: tuple[Stage, ...]
+    peak_rate: float
+
+
+FROM_NOTHING = Recipe(STAGES, peak_rate=1e-3)
+GOING_ON = Recipe(MORE_STAGES, peak_rate=6e-4)
+
 LAST_RATE = 1e-5
+HAS_FAST_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Elsewhere a CPU emulates bfloat16, many times slower than float32."""
 WARM_UP = 0.015
 """Share of the time in which the learning rate rises."""
 AVERAGE_DECAY = 0.998
@@ -57,14 +76,23 @@ MAX_STEP_S = 3.0
 """A longer step was suspended; the rest of it does not count as training."""
 NUMBER_HINT = 0.3
 """Weight of the loss that names each picture's number."""
+MATCH_HINT = 0.3
+"""Weight of the loss that says which pictures fit a number asked for."""
 
 
-def rate_at(share: float) -> float:
+def rate_at(share: float, peak_rate: float) -> float:
     """Learning rate after `share` of the time: linear rise, cosine fall."""
     if share < WARM_UP:
-        return PEAK_RATE * max(0.02, share / WARM_UP)
+        return peak_rate * max(0.02, share / WARM_UP)
     fall = min(1.0, (share - WARM_UP) / (1 - WARM_UP))
-    return LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
+    return LAST_RATE + (peak_rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+def stored_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """The model of a folder, its weights in float32."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.model.language_model.config._attn_implementation = ATTENTION
+    return model
 
 
 def fresh_model(words: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -84,13 +112,17 @@ def fresh_model(words: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGenerati
 
 
 class Trainer:
-    """Model, optimiser, running average and clock of one run."""
+    """Model, optimiser, running average and clock of one run.
 
-    def __init__(self, out: Path, minutes: float, seed: int) -> None:
+    `start` is a model folder to go on from, weights and tokenizer; without it all is new.
+    """
+
+    def __init__(self, out: Path, minutes: float, seed: int, start: Path | None = None) -> None:
         self.out, self.budget_s = out, minutes * 60
-        self.words = tokenizer.load_or_save(out / "model")
+        self.recipe = FROM_NOTHING if start is None else GOING_ON
+        self.words = tokenizer.load_or_save(out / "model", start)
         architecture.save_settings(out / "model", self.words)
-        self.model = fresh_model(self.words, seed)
+        self.model = fresh_model(self.words, seed) if start is None else stored_model(start)
         widths = (
             self.model.config.vision_config.hidden_size,
             self.model.config.text_config.hidden_size,
@@ -111,17 +143,18 @@ class Trainer:
         return self.spent_s / self.budget_s
 
     def stage(self) -> Stage:
-        return next(stage for stage in STAGES if self.share < stage.until)
+        return next(stage for stage in self.recipe.stages if self.share < stage.until)
 
     def train_step(self, source: BatchProcess, stage: Stage) -> dict[str, float]:
         """One update; its time counts, waiting included."""
         start = time.monotonic()
         batch = source.next()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.share)
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = rate_at(self.share, self.recipe.peak_rate)
+        with torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16):
             found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
-            loss = found.answer + stage.hints * found.hints + NUMBER_HINT * found.numbered
+            loss = found.answer + stage.hints * found.hints
+            loss = loss + NUMBER_HINT * found.numbered + MATCH_HINT * found.matched
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
@@ -134,7 +167,7 @@ class Trainer:
         seen = {"hints": found.hints.item()}
         if batch.ids.size:
             seen |= {"answer": found.answer.item(), "right": found.right}
-            seen["numbered"] = found.numbered.item()
+            seen |= {"numbered": found.numbered.item(), "matched": found.matched.item()}
         return seen
 
     @contextmanager
@@ -162,7 +195,11 @@ class Trainer:
         chats = list(held_out_conversations(conversations, seed=99))
         seen: Counter[str] = Counter()
         right: Counter[str] = Counter()
-        with self.averaged() as model, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with (
+            self.averaged() as model,
+            torch.no_grad(),
+            torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16),
+        ):
             for first in range(0, len(chats), 24):
                 part = chats[first : first + 24]
                 codes = [encoder.encode(chat) for chat in part]
