@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,14 +48,35 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Conversations padded on the right to one length; patches of all pictures packed, windows side
-    by side."""
+class TextBatch:
+    """Conversations padded on the right to one length."""
 
     ids: IntArray  # [conversations, tokens]
     targets: IntArray  # [conversations, tokens]
     positions: IntArray  # [3, conversations, tokens]
     matches: IntArray  # [conversations, tokens]: see `ConversationCode`
+
+    @classmethod
+    def padded(cls, codes: Sequence[ConversationCode], pad_id: int) -> TextBatch:
+        """One row for each conversation."""
+        longest = max(len(code.ids) for code in codes)
+
+        def table(rows: Iterable[IntArray], fill: int) -> IntArray:
+            return np.stack([np.pad(r, (0, longest - len(r)), constant_values=fill) for r in rows])
+
+        return cls(
+            table((code.ids for code in codes), pad_id),
+            table((code.targets for code in codes), IGNORED),
+            np.stack([table((code.positions[axis] for code in codes), 0) for axis in range(3)]),
+            table((code.matches for code in codes), 0),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations with the patches of all their pictures packed, windows side by side."""
+
+    text: TextBatch
     patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
     patch_positions: IntArray  # [patches, 2]: row, column
     hints: IntArray  # [patches, 11]
@@ -98,26 +119,13 @@ def segments(lengths: list[int]) -> Segments:
 
 def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
     """One batch; at least one conversation must hold a picture."""
-    longest = max(len(code.ids) for code in codes)
-    ids = np.full((len(codes), longest), pad_id, dtype=np.int64)
-    targets = np.full((len(codes), longest), IGNORED, dtype=np.int64)
-    positions = np.zeros((3, len(codes), longest), dtype=np.int64)
-    matches = np.zeros((len(codes), longest), dtype=np.int64)
-    for row, code in enumerate(codes):
-        matches[row, : len(code.ids)] = code.matches
-        ids[row, : len(code.ids)] = code.ids
-        targets[row, : len(code.ids)] = code.targets
-        positions[:, row, : len(code.ids)] = code.positions
     pictures = [picture for code in codes for picture in code.pictures]
     layouts = [_layout(*picture.grid) for picture in pictures]
     sizes = [len(layout.token_order) for layout in layouts]
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     pairs = list(zip(pictures, layouts, strict=True))
     return Batch(
-        ids,
-        targets,
-        positions,
-        matches,
+        TextBatch.padded(codes, pad_id),
         np.concatenate([picture.patches[layout.patch_order] for picture, layout in pairs]),
         np.concatenate([layout.positions for layout in layouts]),
         np.concatenate([picture.hints[layout.patch_order] for picture, layout in pairs]),
@@ -154,7 +162,7 @@ def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch
     while True:
         codes = sorted(islice(stream, pool), key=_length)
         bare, spoken = [c for c in codes if not c.ids.size], [c for c in codes if c.ids.size]
-        ready = [*_cut(spoken, diet.batch_tokens), *_cut(bare, BARE_BATCH_PATCHES)]
+        ready = [*cut(spoken, diet.batch_tokens), *cut(bare, BARE_BATCH_PATCHES)]
         for index in rng.permutation(len(ready)):
             if any(code.pictures for code in ready[index]):
                 yield collate(ready[index], pad_id)
@@ -178,7 +186,7 @@ def _length(code: ConversationCode) -> int:
     return len(code.ids) + sum(len(picture.patches) for picture in code.pictures)
 
 
-def _cut(codes: list[ConversationCode], batch_tokens: int) -> Iterator[list[ConversationCode]]:
+def cut(codes: list[ConversationCode], batch_tokens: int) -> Iterator[list[ConversationCode]]:
     """Slices whose patches and tokens stay near `batch_tokens`."""
     batch: list[ConversationCode] = []
     cost = 0

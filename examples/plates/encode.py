@@ -4,6 +4,7 @@ where marks lie."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,7 +44,7 @@ class PictureCode:
     hints: IntArray  # [patches, 11]: see `HINTS`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConversationCode:
     """One conversation as the model reads it."""
 
@@ -148,16 +149,19 @@ class Encoder:
         assert found is not None, token
         return int(found)
 
-    def encode(self, chat: Conversation) -> ConversationCode:
+    def encode(
+        self, chat: Conversation, drawn: Sequence[PictureCode] | None = None
+    ) -> ConversationCode:
         """The conversation in the chat template's words; every answer and its end are to be
-        learned."""
+        learned. `drawn`: its pictures, where they exist already."""
+        codes = map(encode_picture, chat.specs) if drawn is None else iter(drawn)
         writer = _Writer(self._tokenizer, self._image_pad)
         if chat.system is not None:
             writer.text(f"<|im_start|>system\n{chat.system}<|im_end|>\n")
         for turn in chat.turns:
             writer.text("<|im_start|>user\n")
-            for spec in turn.pictures:
-                writer.picture(encode_picture(spec))
+            for _ in turn.pictures:
+                writer.picture(next(codes))
             begin = writer.length
             writer.text(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
             if turn.kind == "which picture":
@@ -185,8 +189,8 @@ class _Writer:
         return len(self._ids)
 
     def match(self, begin: int, shown: tuple[Spec, ...]) -> None:
-        """Notes, for the number asked for in the tokens from `begin`, which pictures it fits: after
-        each digit those whose number begins so, after the number those that show just it.
+        """Notes, for the number asked for in the tokens from `begin`, which pictures it fits: at
+        each digit those with that digit in that place, after the number those that show just it.
 
         A token's note is 0 for none, else 1 + the bits of the pictures it fits + 16 times the bits
         of all pictures.
@@ -197,8 +201,8 @@ class _Writer:
         for at in range(begin, len(self._ids)):
             word = self._tokenizer.decode([self._ids[at]]).strip()
             if word.isdigit():
+                fits = [number[len(digits) :].startswith(word) for number in numbers]
                 digits += word
-                fits = [number.startswith(digits) for number in numbers]
             elif digits:
                 fits = [number == digits for number in numbers]
             else:

@@ -7,7 +7,7 @@ one call. `tests` hold both to the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from examples.plates.architecture import image_processor
-from examples.plates.batches import Batch, Segments
+from examples.plates.batches import Batch, Segments, TextBatch
 from examples.plates.encode import GLYPHS, IGNORED
 from examples.plates.palette import COLOUR_NAMES
 from examples.plates.questions import MAX_PICTURES
@@ -110,6 +110,16 @@ class Losses:
     right: float
     exact: Tensor
 
+    def numbers(self) -> dict[str, float]:
+        """For the log; NaN where the batch had none of it."""
+        named = {
+            "hints": self.hints,
+            "answer": self.answer,
+            "numbered": self.numbered,
+            "matched": self.matched,
+        }
+        return {name: value.item() for name, value in named.items()} | {"right": self.right}
+
 
 def normalised(patches: Tensor) -> Tensor:
     """uint8 patches [n, 3 * area] to the image processor's scale, one frame."""
@@ -199,32 +209,41 @@ def losses(
     learn_tower: bool = True,
 ) -> Losses:
     """One forward pass over a batch; without `learn_tower` the vision tower gets no gradient."""
-    ids, targets = torch.from_numpy(batch.ids), torch.from_numpy(batch.targets)
     with torch.set_grad_enabled(torch.is_grad_enabled() and learn_tower):
         patches = tower(model.model.visual, batch)
         hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
-    nothing = hinted.new_zeros(())
-    if not ids.numel():
-        return Losses(nothing, hinted, nothing, nothing, 0.0, targets != IGNORED)
+    if not batch.text.ids.size:
+        nothing = hinted.new_zeros(())
+        return Losses(nothing, hinted, nothing, nothing, 0.0, torch.zeros(0, 0).bool())
     pictures = merged(model.model.visual, patches, batch)
+    return replace(language_losses(model, hints, batch.text, pictures), hints=hinted)
+
+
+def language_losses(
+    model: Qwen2_5_VLForConditionalGeneration, hints: Hints, text: TextBatch, pictures: Tensor
+) -> Losses:
+    """The language model over conversations whose pictures are embedded already, `[picture tokens,
+    width]`."""
+    ids, targets = torch.from_numpy(text.ids), torch.from_numpy(text.targets)
     language = model.model.language_model
     embedded = language.embed_tokens(ids)
     is_picture = ids == model.config.image_token_id
     embedded = embedded.masked_scatter(is_picture.unsqueeze(-1), pictures.to(embedded.dtype))
     out = language(
         inputs_embeds=embedded,
-        position_ids=torch.from_numpy(batch.positions),
+        position_ids=torch.from_numpy(text.positions),
         use_cache=False,
         output_hidden_states=True,
     )
     hidden, early = out.last_hidden_state, out.hidden_states[PICTURE_HINT_LAYER]
     starts = ids == model.config.vision_start_token_id
     numbered = hints.picture_loss(early, is_picture, starts)
-    matched = hints.match_loss(out.hidden_states[MATCH_HINT_LAYER], torch.from_numpy(batch.matches))
+    matched = hints.match_loss(out.hidden_states[MATCH_HINT_LAYER], torch.from_numpy(text.matches))
     learned = targets != IGNORED
     logits = model.lm_head(hidden[learned])
     wanted = targets[learned]
     hit = logits.argmax(-1) == wanted
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
-    return Losses(answer, hinted, numbered, matched, hit.float().mean().item(), exact)
+    nothing = answer.new_zeros(())
+    return Losses(answer, nothing, numbered, matched, hit.float().mean().item(), exact)

@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.progress import Progress, TaskID
 
-from examples.plates.batches import BatchProcess
 from examples.plates.evaluate import evaluate, report
 from examples.plates.trainer import Trainer
 
@@ -55,8 +53,7 @@ def run(trainer: Trainer, check_every_s: float) -> None:
     mean: dict[str, float] = {}
     while trainer.share < 1:
         stage = trainer.stage()
-        diet = replace(stage.diet, seed=stage.diet.seed + 1000 * trainer.step)
-        source = BatchProcess(trainer.words, diet)
+        source = trainer.source(stage)
         try:
             while trainer.share < 1 and trainer.stage() is stage:
                 for name, value in trainer.train_step(source, stage).items():

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -19,21 +19,24 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from examples.plates import architecture, tokenizer
 from examples.plates.batches import BatchProcess, Diet, collate
 from examples.plates.encode import Encoder
-from examples.plates.forward import ATTENTION, Hints, losses
+from examples.plates.forward import ATTENTION, Hints, Losses, language_losses, losses
 from examples.plates.questions import held_out_conversations
+from examples.plates.stored import PictureStore, stored_batches
 
 
 @dataclass(frozen=True)
 class Stage:
     """What is trained until `until` (share of the whole time).
 
-    hints: weight of the extra heads' loss; learn_tower: False trains merger and language only.
+    hints: weight of the extra heads' loss; learn_tower: False trains merger and language only;
+    stored: True trains the language model only, on pictures that are embedded once.
     """
 
     until: float
     diet: Diet
     hints: float
     learn_tower: bool = True
+    stored: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
@@ -47,11 +50,13 @@ STAGES: tuple[Stage, ...] = (
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""
 MORE_STAGES: tuple[Stage, ...] = (
-    Stage(0.45, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
-    Stage(0.80, Diet(8, 5, 4, batch_tokens=5000, bare_share=0.1, drill_share=0.6), hints=0.5),
+    Stage(0.18, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
+    Stage(0.60, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
+    Stage(0.86, Diet(8, 5, 4, batch_tokens=5000, bare_share=0.1, drill_share=0.6), hints=0.5),
     Stage(1.01, Diet(9, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
 )
-"""For weights that know the pictures already: mostly the questions that are learned last."""
+"""For weights that know the pictures already: both together, the language model alone, both
+together, mostly on the questions that are learned last."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ MAX_STEP_S = 3.0
 """A longer step was suspended; the rest of it does not count as training."""
 NUMBER_HINT = 0.3
 """Weight of the loss that names each picture's number."""
-MATCH_HINT = 0.3
+STORED_PICTURES = 16_000
+FIRST_STORED_PICTURES = 3_000
+STEPS_PER_RENEWAL = 2
+MATCH_HINT = 0.6
 """Weight of the loss that says which pictures fit a number asked for."""
 
 
@@ -111,6 +119,63 @@ def fresh_model(words: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGenerati
     return model
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16)
+
+
+class Source(Protocol):
+    """Where a stage's samples come from."""
+
+    def losses(self) -> tuple[Losses, int]:
+        """The losses of the next batch, and how many samples it holds."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DrawnSource:
+    """Fresh pictures, drawn in a process of their own."""
+
+    def __init__(self, trainer: Trainer, stage: Stage, seed: int) -> None:
+        self._trainer, self._learn_tower = trainer, stage.learn_tower
+        self._batches = BatchProcess(trainer.words, replace(stage.diet, seed=seed))
+
+    def losses(self) -> tuple[Losses, int]:
+        batch, trainer = self._batches.next(), self._trainer
+        found = losses(trainer.model, trainer.hints, batch, learn_tower=self._learn_tower)
+        return found, len(batch.text.ids) or len(batch.pictures.groups)
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+class StoredSource:
+    """Pictures from a store that is renewed a little with every step; the tower learns nothing."""
+
+    def __init__(self, trainer: Trainer, stage: Stage, seed: int) -> None:
+        self._trainer = trainer
+        self._store = PictureStore(STORED_PICTURES, seed)
+        while len(self._store) < FIRST_STORED_PICTURES:
+            self._store.add(trainer.model)
+        pad_id, budget = trainer.model.config.text_config.pad_token_id, stage.diet.batch_tokens
+        encoder = Encoder(trainer.words)
+        self._batches = stored_batches(self._store, encoder, pad_id, seed, budget)
+        self._steps = 0
+
+    def losses(self) -> tuple[Losses, int]:
+        self._steps += 1
+        if self._steps % STEPS_PER_RENEWAL == 0:
+            self._store.add(self._trainer.model)
+        text, pictures = next(self._batches)
+        return language_losses(self._trainer.model, self._trainer.hints, text, pictures), len(
+            text.ids
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class Trainer:
     """Model, optimiser, running average and clock of one run.
 
@@ -142,17 +207,21 @@ class Trainer:
     def share(self) -> float:
         return self.spent_s / self.budget_s
 
+    def source(self, stage: Stage) -> Source:
+        """Samples for a stage; other ones after every interruption."""
+        kind = StoredSource if stage.stored else DrawnSource
+        return kind(self, stage, stage.diet.seed + 1000 * self.step)
+
     def stage(self) -> Stage:
         return next(stage for stage in self.recipe.stages if self.share < stage.until)
 
-    def train_step(self, source: BatchProcess, stage: Stage) -> dict[str, float]:
+    def train_step(self, source: Source, stage: Stage) -> dict[str, float]:
         """One update; its time counts, waiting included."""
         start = time.monotonic()
-        batch = source.next()
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.share, self.recipe.peak_rate)
-        with torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16):
-            found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
+        with autocast():
+            found, conversations = source.losses()
             loss = found.answer + stage.hints * found.hints
             loss = loss + NUMBER_HINT * found.numbered + MATCH_HINT * found.matched
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
@@ -162,13 +231,9 @@ class Trainer:
         decay = min(AVERAGE_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
-        self.step, self.samples = self.step + 1, self.samples + len(batch.ids)
+        self.step, self.samples = self.step + 1, self.samples + conversations
         self.spent_s += min(MAX_STEP_S, time.monotonic() - start)
-        seen = {"hints": found.hints.item()}
-        if batch.ids.size:
-            seen |= {"answer": found.answer.item(), "right": found.right}
-            seen |= {"numbered": found.numbered.item(), "matched": found.matched.item()}
-        return seen
+        return {name: value for name, value in found.numbers().items() if not math.isnan(value)}
 
     @contextmanager
     def averaged(self) -> Iterator[Qwen2_5_VLForConditionalGeneration]:
@@ -195,11 +260,7 @@ class Trainer:
         chats = list(held_out_conversations(conversations, seed=99))
         seen: Counter[str] = Counter()
         right: Counter[str] = Counter()
-        with (
-            self.averaged() as model,
-            torch.no_grad(),
-            torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16),
-        ):
+        with self.averaged() as model, torch.no_grad(), autocast():
             for first in range(0, len(chats), 24):
                 part = chats[first : first + 24]
                 codes = [encoder.encode(chat) for chat in part]
