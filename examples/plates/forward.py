@@ -58,7 +58,7 @@ class Hints(nn.Module):
         kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * (place + rest)
         whole = self.colours(states).view(-1, 1 + len(COLOUR_NAMES))
         colours = F.cross_entropy(whole.float(), hints[:, 7:10].reshape(-1))
-        return kinds + 0.5 * self._count_loss(states, hints[:, 4:7]) + 0.5 * colours
+        return kinds + 1.5 * self._count_loss(states, hints[:, 4:7]) + 0.5 * colours
 
     def _count_loss(self, states: Tensor, counts: Tensor) -> Tensor:
         """Cross-entropy of the three counts of shapes. states [n, width], counts [n, 3]."""
