@@ -94,12 +94,23 @@ class Family:
         return None
 
 
+# What the language parts of Qwen3-VL and Qwen3-VL-MoE share.
+_QWEN3_VL_LANGUAGE: dict[str, Any] = {
+    "qk_norm": True,
+    "mrope": True,
+    "mrope_interleaved": True,
+    "mrope_per_frame": True,
+    "default_mrope_section": (24, 20, 20),
+    "default_rope_theta": 500_000.0,
+    "deepstack": True,
+}
+
 # Longest first: hub checkpoints, transformers' current layout and its older one all differ.
 _LANGUAGE_PREFIXES = (
     ("model.language_model.", ""),
+    ("model.text_model.", ""),
     ("language_model.model.", ""),
     ("language_model.lm_head.", "lm_head."),
-    ("model.text_model.", ""),
     ("lm_head.", "lm_head."),
     ("model.", ""),
 )
@@ -114,17 +125,6 @@ _QWEN2_5_VL_TOWER = TowerFamily(
     class_name="Qwen2_5_VisionTransformerPretrainedModel",
     out_hidden_field="out_hidden_size",
 )
-
-# What the language parts of Qwen3-VL and Qwen3-VL-MoE share.
-_QWEN3_VL_LANGUAGE: dict[str, Any] = {
-    "qk_norm": True,
-    "mrope": True,
-    "mrope_interleaved": True,
-    "mrope_per_frame": True,
-    "default_mrope_section": (24, 20, 20),
-    "default_rope_theta": 500_000.0,
-    "deepstack": True,
-}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -177,20 +177,20 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "qwen2_vl",
+            sliding="late",
+            defaults={"sliding_window": 4096, "max_window_layers": 80},
             qkv_bias=True,
             mrope=True,
             default_rope_theta=1_000_000.0,
-            sliding="late",
-            defaults={"sliding_window": 4096, "max_window_layers": 80},
             tower=_QWEN2_VL_TOWER,
         ),
         Family(
             "qwen2_5_vl",
+            sliding="late",
+            defaults={"sliding_window": 4096, "max_window_layers": 80},
             qkv_bias=True,
             mrope=True,
             default_rope_theta=1_000_000.0,
-            sliding="late",
-            defaults={"sliding_window": 4096, "max_window_layers": 80},
             tower=_QWEN2_5_VL_TOWER,
         ),
     )
