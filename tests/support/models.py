@@ -33,7 +33,7 @@ _VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
-_MEDIA_TOKENS = {
+MEDIA_TOKENS = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": VIDEO_TOKEN,
     "vision_start_token_id": VISION_START,
@@ -47,7 +47,7 @@ def _configs() -> dict[str, Any]:
         "qwen2_vl": t.Qwen2VLConfig(
             text_config={**TEXT, "rope_parameters": dict(_MROPE)},
             vision_config={**_VISION, "embed_dim": 16, "hidden_size": 32},
-            **_MEDIA_TOKENS,
+            **MEDIA_TOKENS,
         ),
         "qwen2_5_vl": t.Qwen2_5_VLConfig(
             text_config={**TEXT, "rope_parameters": dict(_MROPE)},
@@ -62,7 +62,7 @@ def _configs() -> dict[str, Any]:
                 "tokens_per_second": 2,
             },
             tie_word_embeddings=True,
-            **_MEDIA_TOKENS,
+            **MEDIA_TOKENS,
         ),
     }
 
@@ -76,7 +76,7 @@ def build_tiny_model(
 ) -> Path:
     """Write a float32 model of this family into `folder` and return it."""
     config = text_configs()[family] if family in TEXT_FAMILIES else _configs()[family]
-    with _quiet():
+    with quiet():
         torch.manual_seed(seed)
         model = _auto_class(family).from_config(config, dtype=torch.float32)
         spread_weights(model, seed)
@@ -104,7 +104,7 @@ def load_reference(family: str, folder: Path, dtype: torch.dtype) -> Any:
     refuse float64.
     """
     options = {"experts_implementation": "eager"} if "moe" in family else {}
-    with _quiet():
+    with quiet():
         return (
             _auto_class(family)
             .from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
@@ -149,7 +149,7 @@ def _auto_class(family: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no advice between test results."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
