@@ -10,6 +10,7 @@ import torch
 
 from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
+from shared.model import attention
 from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch, SequenceInput
 
@@ -34,12 +35,18 @@ BATCHES = {
 }
 
 
+@pytest.mark.parametrize("max_masked_queries", [2, 512])
 @pytest.mark.parametrize("backend", [SdpaAttention()])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("batch_name", BATCHES)
 def test_equals_a_dense_computation(
-    backend: AttentionBackend, groups: int, batch_name: str
+    backend: AttentionBackend,
+    groups: int,
+    batch_name: str,
+    max_masked_queries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "MAX_MASKED_QUERIES", max_masked_queries)
     cases = BATCHES[batch_name]
     batch, kv, contexts = _cached(cases)
     q = _queries(batch, 2 * groups)
