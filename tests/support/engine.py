@@ -17,7 +17,7 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.loader import load_language_model, load_vision_tower
-from shared.model.positions import prompt_positions
+from shared.model.positions import media_spans, prompt_positions
 from shared.modelspec import ModelSpec
 from tests.support.models import Prompt
 
@@ -33,6 +33,7 @@ class Running:
     media_embeddings: torch.Tensor | None
     handle: BlockHandle
     num_cached_tokens: int = 0
+    bidirectional_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_pending(self) -> int:
@@ -59,14 +60,28 @@ class Engine:
         if prompt.pixel_values is not None:
             assert self.tower is not None
             embeddings = torch.cat(self.tower.encode(prompt.pixel_values, prompt.grid_thw))
-        num_blocks = self.geometry.blocks_for(len(prompt.token_ids))
+        return self.start_embedded(
+            prompt.token_ids, positions, next_pos, prompt.media_index, embeddings
+        )
+
+    def start_embedded(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        next_pos: int,
+        media_index: np.ndarray,
+        media_embeddings: torch.Tensor | None,
+    ) -> Running:
+        """Allocate blocks for a prompt whose media are embedded already."""
+        spans = media_spans(media_index) if self.spec.text.bidirectional_media else ()
         return Running(
-            prompt.token_ids,
+            token_ids,
             positions,
             next_pos,
-            prompt.media_index,
-            embeddings,
-            self.pool.allocate(num_blocks),
+            media_index,
+            media_embeddings,
+            self.pool.allocate(self.geometry.blocks_for(len(token_ids))),
+            bidirectional_spans=spans,
         )
 
     def append(self, running: Running, token: int) -> None:
@@ -123,4 +138,5 @@ def _input(running: Running, max_new_tokens: int) -> SequenceInput:
         num_cached_tokens=start,
         media_index=running.media_index[inside] - start,
         media_embeddings=None if embeddings is None else embeddings[torch.from_numpy(inside)],
+        bidirectional_spans=running.bidirectional_spans,
     )
