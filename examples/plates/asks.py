@@ -115,6 +115,19 @@ def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     return Turn(rng.choice(wording.COUNT).format(things=things, where=where), str(count), "count")
 
 
+def ask_absent(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
+    """How many shapes there are of a kind that is not there, though one of its colour or of its
+    outline is."""
+    if not (found := _shapes(scene)):
+        return None
+    index, spec = rng.choice(found)
+    item = rng.choice(spec.items)
+    near = [(c, item.shape) for c in DRAWN_COLOURS] + [(item.colour, s) for s in SHAPES]
+    colour, shape = rng.choice([kind for kind in near if kind not in _groups(spec)])
+    things, where = wording.plural(f"{colour} {shape}"), _where(rng, scene, index)
+    return Turn(rng.choice(wording.COUNT).format(things=things, where=where), "0", "count")
+
+
 def ask_shape(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     """The name of a shape that is alone in its picture, or the only kind there."""
     found = [(i, spec) for i, spec in _shapes(scene) if len(spec.items) == 1]
@@ -186,7 +199,8 @@ ASKS: tuple[tuple[Ask, float], ...] = (
 """Every question about pictures with its weight."""
 DRILLED: tuple[tuple[Ask, float], ...] = (
     (ask_count, 3.0),
-    (ask_which, 3.0),
+    (ask_absent, 1.0),
+    (ask_which, 1.5),
     (ask_all, 1.0),
     (ask_description, 1.0),
 )

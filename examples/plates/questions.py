@@ -150,7 +150,7 @@ def _follow_up(rng: random.Random, pictures: tuple[Spec, ...], *, held_out: bool
 
 def drill(rng: random.Random, *, max_turns: int, max_pictures: int) -> Conversation:
     """A conversation of the questions that are learned last, about trained numbers and shapes."""
-    if max_pictures == 1 or rng.random() < 0.45:
+    if max_pictures == 1 or rng.random() < 0.6:
         count = rng.randint(1, min(2, max_pictures))
         pictures: tuple[Spec, ...] = tuple(shapes_spec(rng) for _ in range(count))
     else:

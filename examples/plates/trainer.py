@@ -51,9 +51,9 @@ STAGES: tuple[Stage, ...] = (
 has learned, with one picture and then with several; both together; at last requests as served."""
 MORE_STAGES: tuple[Stage, ...] = (
     Stage(0.18, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
-    Stage(0.60, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
-    Stage(0.84, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.5, drill_share=0.7), hints=0.7),
-    Stage(1.01, Diet(9, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
+    Stage(0.48, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
+    Stage(0.82, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
+    Stage(1.01, Diet(9, 4, 4, batch_tokens=4000, bare_share=0.15, drill_share=0.5), hints=0.5),
 )
 """For weights that know the pictures already: both together, the language model alone, both
 together, mostly on the questions that are learned last."""
@@ -68,7 +68,7 @@ class Recipe:
 
 
 FROM_NOTHING = Recipe(STAGES, peak_rate=1e-3)
-GOING_ON = Recipe(MORE_STAGES, peak_rate=6e-4)
+GOING_ON = Recipe(MORE_STAGES, peak_rate=9e-4)
 
 LAST_RATE = 1e-5
 HAS_FAST_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
