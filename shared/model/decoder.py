@@ -20,8 +20,9 @@ from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
-from shared.model.decoder_layer import DecoderLayer, layer_norm
+from shared.model.decoder_layer import DecoderLayer
 from shared.model.linear import FusedLinear
+from shared.model.norm import norm_of
 from shared.model.rope import RotaryEmbedding
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
@@ -43,7 +44,7 @@ class LanguageModel(nn.Module):
             torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype), requires_grad=False
         )
         self.layers = nn.ModuleList(DecoderLayer(spec, i, dtype) for i in range(spec.num_layers))
-        self.norm = layer_norm(spec, dtype)
+        self.norm = norm_of(spec, spec.hidden_size, dtype)
         head = {"lm_head": spec.vocab_size}
         self.lm_head = (
             None
