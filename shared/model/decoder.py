@@ -51,6 +51,9 @@ class LanguageModel(nn.Module):
             if spec.tie_word_embeddings
             else FusedLinear(spec.hidden_size, head, bias=False, dtype=dtype)
         )
+        # Rounded to the model's dtype, as the weights that it multiplies are.
+        scale = torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu")
+        self._embedding_scale = float(scale)
         self._ropes: tuple[RotaryEmbedding, ...] | None = None
 
     @torch.inference_mode()
@@ -87,9 +90,8 @@ class LanguageModel(nn.Module):
             # A placeholder's own embedding is not used, and its id may lie outside the vocabulary.
             token_ids = token_ids.index_fill(0, batch.media_index, 0)
         hidden = functional.embedding(token_ids, self.embed_weight)
-        if self.spec.embedding_scale != 1.0:
-            scale = torch.tensor(self.spec.embedding_scale, dtype=hidden.dtype)
-            hidden = hidden * scale.to(hidden.device)
+        if self._embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale
         if batch.media_index is not None and rows is not None:
             hidden.index_copy_(0, batch.media_index, rows)
         return hidden
