@@ -58,7 +58,7 @@ class Engine:
         embeddings = None
         if prompt.pixel_values is not None:
             assert self.tower is not None
-            embeddings = torch.cat(self.tower.encode(prompt.pixel_values, prompt.grid_thw))
+            embeddings = torch.cat(self.tower.encode(prompt.pixels))
         num_blocks = self.geometry.blocks_for(len(prompt.token_ids))
         return Running(
             prompt.token_ids,
