@@ -15,39 +15,19 @@ from pathlib import Path
 from shared.errors import UnsupportedModel
 from shared.model.config_fields import (
     Config,
-    expect,
     parse_config,
     read_bytes,
     read_optional_bytes,
-    required,
 )
-from shared.model.registry import Family, family_of
-from shared.model.rope_spec import RopeSpec
+from shared.model.registry import Family, family_of, language_family
+from shared.model.text_spec import MoeSpec, TextSpec, text_config
 from shared.model.vision.fields import preprocessor_bytes
-from shared.model.vision.spec import VisionSpec as VisionSpec
+from shared.model.vision.spec import VisionSpec
+
+__all__ = ["ModelSpec", "MoeSpec", "TextSpec", "VisionSpec"]
 
 # float64 is not for serving: it is the oracle in which packing and chunking are compared.
 SUPPORTED_DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclass(frozen=True, slots=True)
-class TextSpec:
-    """Shape of the language model."""
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope: RopeSpec
-    qkv_bias: bool
-    o_bias: bool
-    qk_norm: bool
-    tie_word_embeddings: bool
-    max_context_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +52,11 @@ class ModelSpec:
         return family_of(self.model_type)
 
     @property
+    def embedding_width(self) -> int:
+        """Values of one embedding row, between encode and prefill."""
+        return self.text.embedding_width
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Stages that this model can be split into."""
         return ("encode", "prefill", "decode") if self.vision else ("prefill", "decode")
@@ -85,8 +70,8 @@ class ModelSpec:
         generation = parse_config(read_optional_bytes(generation_path), generation_path)
         family = family_of(config.get("model_type"))
         _refuse_quantization(config)
-        text = _text_config(config)
-        text_spec = _text_spec(config, text, family)
+        text = text_config(config)
+        text_spec = TextSpec.of(config, language_family(config))
         return cls(
             model_type=family.model_type,
             dtype=_dtype(config, text),
@@ -98,12 +83,6 @@ class ModelSpec:
             fingerprint=_fingerprint(model_dir, config_bytes),
             preprocessor_hash=_preprocessor_hash(model_dir),
         )
-
-
-def _text_config(config: Config) -> Config:
-    """The language model's fields, nested (transformers) or at the top level (hub)."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
 
 
 def _refuse_quantization(config: Config) -> None:
@@ -126,48 +105,6 @@ def _dtype(config: Config, text: Config) -> str:
                     f"{field}={value!r} is not supported; supported: {', '.join(SUPPORTED_DTYPES)}"
                 )
     return "float32"
-
-
-def _text_spec(config: Config, text: Config, family: Family) -> TextSpec:
-    expect(text, "hidden_act", "silu")
-    expect(text, "mlp_bias", False)
-    _refuse_sliding_window(text)
-    num_heads = int(required(text, "num_attention_heads"))
-    hidden_size = int(required(text, "hidden_size"))
-    attention_bias = bool(text.get("attention_bias", False))
-    tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-    return TextSpec(
-        hidden_size=hidden_size,
-        num_layers=int(required(text, "num_hidden_layers")),
-        num_heads=num_heads,
-        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
-        head_dim=int(text.get("head_dim") or family.default_head_dim or hidden_size // num_heads),
-        intermediate_size=int(required(text, "intermediate_size")),
-        vocab_size=int(required(text, "vocab_size")),
-        rms_norm_eps=float(required(text, "rms_norm_eps")),
-        rope=RopeSpec.of(text, family),
-        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
-        o_bias=attention_bias if family.qkv_bias is None else False,
-        qk_norm=family.qk_norm,
-        tie_word_embeddings=bool(tied),
-        max_context_tokens=int(required(text, "max_position_embeddings")),
-    )
-
-
-def _refuse_sliding_window(text: Config) -> None:
-    layer_types = text.get("layer_types") or ()
-    other = sorted(set(layer_types) - {"full_attention"})
-    if other:
-        raise UnsupportedModel(f"layer_types has {other}; supported: ['full_attention']")
-    if not text.get("use_sliding_window") or text.get("sliding_window") is None or layer_types:
-        return
-    num_layers = int(required(text, "num_hidden_layers"))
-    first_sliding = int(text.get("max_window_layers") or 0)
-    if first_sliding < num_layers:
-        raise UnsupportedModel(
-            f"use_sliding_window=True from layer {first_sliding} of {num_layers} is not supported; "
-            "supported: full attention in every layer"
-        )
 
 
 def _preprocessor_hash(model_dir: Path) -> str:

@@ -17,5 +17,5 @@ class EncodeExecutor:
         self._tower = tower
 
     def run(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        """One contiguous `[num_tokens, row_width]` on its own storage per picture."""
+        """One contiguous `[num_tokens, embedding_width]` on its own storage per picture."""
         return [embedding.clone() for embedding in self._tower.encode(pictures)]

@@ -62,7 +62,7 @@ async def open_links(
         index,
         worker.transport,
         await bus.work_queue(subjects.work(Role.ENCODE, model), EncodeTask),
-        hidden_size=folder.spec.text.hidden_size,
+        hidden_size=folder.spec.embedding_width,
         dtype=TORCH_DTYPES[folder.dtype],
         pull_timeout_s=settings.transfer.pull_timeout_s,
         metrics=metrics,

@@ -7,6 +7,7 @@ nothing about projections, positions or requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,7 @@ class AttentionPlan(Protocol):
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
     ) -> torch.Tensor:
-        """Causal attention of the step's tokens over their contexts, scaled by head_dim ** -0.5.
+        """Attention of the step's tokens over their contexts, scaled by head_dim ** -0.5.
 
         `q` `[num_tokens, heads, head_dim]`, `k` and `v` `[num_tokens, kv_heads, head_dim]`; the
         new keys and values are already in the cache. Returns `[num_tokens, heads * head_dim]`.
@@ -34,8 +35,16 @@ class AttentionPlan(Protocol):
 class AttentionBackend(Protocol):
     """A way to compute attention on one kind of device."""
 
-    def plan(self, batch: ForwardBatch, kv: KvCache) -> AttentionPlan:
-        """Work out once what all layers of this step share."""
+    def plan(
+        self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
+    ) -> AttentionPlan:
+        """Work out once what the layers of this step share.
+
+        Token i of a sequence sees tokens `0 .. i`, or up to `batch.attend_stops` where that is
+        given. `sliding_windows` says per layer how many tokens back it sees at most, itself
+        included; None, or no entry at all, for all of them. A backend that cannot do one of the
+        two raises `UnsupportedModel`.
+        """
         ...
 
 
@@ -57,48 +66,101 @@ class _SequencePlan:
 class SdpaAttention:
     """PyTorch's scaled-dot-product attention, sequence by sequence.
 
-    No sequence is padded, so a sequence's result does not depend on who shares its batch.
+    No sequence is padded, so a sequence's result does not depend on who shares its batch. A sliding
+    layer reads what its window reaches; the cache keeps the whole context all the same.
     """
 
-    def plan(self, batch: ForwardBatch, kv: KvCache) -> SdpaPlan:
-        bounds = batch.cu_seqlens_q.tolist()
-        contexts = batch.context_lens.tolist()
-        sequences = [
-            _plan_sequence(start, stop, context, table, kv.block_size)
-            for start, stop, context, table in zip(
-                bounds, bounds[1:], contexts, batch.block_tables, strict=False
-            )
-        ]
-        return SdpaPlan(tuple(sequences))
+    def plan(
+        self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
+    ) -> SdpaPlan:
+        longest = int(batch.context_lens.max())
+        # A window that reaches past every context is none.
+        reach = [None if w is None or w >= longest else w for w in sliding_windows]
+        by_window = {window: _plan_sequences(batch, kv, window) for window in {None, *reach}}
+        return SdpaPlan(by_window[None], tuple(by_window[window] for window in reach))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SdpaPlan:
-    """Reading plan of `SdpaAttention`."""
+    """Reading plan of `SdpaAttention`: one for all layers, or one for each."""
 
     sequences: tuple[_SequencePlan, ...]
+    sequences_of_layer: tuple[tuple[_SequencePlan, ...], ...] = ()
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
     ) -> torch.Tensor:
         cached = kv.layer_slots(layer)
         out = torch.empty_like(q)
-        for sequence in self.sequences:
+        sequences = self.sequences_of_layer[layer] if self.sequences_of_layer else self.sequences
+        for sequence in sequences:
             rows = slice(sequence.q_start, sequence.q_stop)
             keys, values = _context(sequence.slots, cached, k[rows], v[rows])
             _attend_one(sequence, q[rows], keys, values, out[rows])
         return out.flatten(1)
 
 
+def _plan_sequences(
+    batch: ForwardBatch, kv: KvCache, window: int | None
+) -> tuple[_SequencePlan, ...]:
+    bounds = batch.cu_seqlens_q.tolist()
+    contexts = batch.context_lens.tolist()
+    plans = []
+    for i, (start, stop, context) in enumerate(zip(bounds, bounds[1:], contexts, strict=False)):
+        stops = None if batch.attend_stops is None else batch.attend_stops[start:stop]
+        view = _View(stop - start, context, window, stops)
+        plans.append(_plan_sequence(start, view, batch.block_tables[i], kv.block_size))
+    return tuple(plans)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _View:
+    """What the new tokens of one sequence may see."""
+
+    q_len: int
+    context_len: int
+    window: int | None
+    stops: torch.Tensor | None
+
+    @property
+    def first_key(self) -> int:
+        """The first token that any of the new ones sees."""
+        if self.window is None:
+            return 0
+        return max(self.context_len - self.q_len - self.window + 1, 0)
+
+    @property
+    def is_causal(self) -> bool:
+        """Each new token sees all tokens before it and none after."""
+        hides_keys = self.window is not None and self.window < self.context_len
+        return self.stops is None and not hides_keys
+
+    def mask(self, device: torch.device) -> torch.Tensor:
+        """True where a query may look, `[q_len, context_len - first_key]`."""
+        key = torch.arange(self.first_key, self.context_len, device=device)
+        query = torch.arange(self.context_len - self.q_len, self.context_len, device=device)
+        stop = query + 1 if self.stops is None else self.stops
+        seen = key < stop[:, None]
+        if self.window is not None:
+            seen &= key > query[:, None] - self.window
+        return seen
+
+
 def _plan_sequence(
-    q_start: int, q_stop: int, context_len: int, block_table: torch.Tensor, block_size: int
+    q_start: int, view: _View, block_table: torch.Tensor, block_size: int
 ) -> _SequencePlan:
-    q_len = q_stop - q_start
-    if context_len == q_len:
-        return _SequencePlan(q_start, q_stop, slots=None, mask=None, is_causal=q_len > 1)
-    slots = _contiguous_or_index(slots_in_blocks(block_table, block_size, 0, context_len))
-    mask = None if q_len == 1 else _causal_mask(q_len, context_len, block_table.device)
-    return _SequencePlan(q_start, q_stop, slots=slots, mask=mask, is_causal=False)
+    q_stop = q_start + view.q_len
+    is_whole = view.context_len == view.q_len
+    if is_whole and view.is_causal:
+        return _SequencePlan(q_start, q_stop, slots=None, mask=None, is_causal=view.q_len > 1)
+    # A single query sees every key from the first one that is read.
+    mask = None if view.q_len == 1 else view.mask(block_table.device)
+    if is_whole:
+        return _SequencePlan(q_start, q_stop, slots=None, mask=mask, is_causal=False)
+    slots = slots_in_blocks(block_table, block_size, view.first_key, view.context_len)
+    return _SequencePlan(
+        q_start, q_stop, slots=_contiguous_or_index(slots), mask=mask, is_causal=False
+    )
 
 
 def _contiguous_or_index(slots: torch.Tensor) -> torch.Tensor | slice:
@@ -108,17 +170,10 @@ def _contiguous_or_index(slots: torch.Tensor) -> torch.Tensor | slice:
     return slots
 
 
-def _causal_mask(q_len: int, context_len: int, device: torch.device) -> torch.Tensor:
-    """True where a query may look: new token i sees the cached tokens and the new ones up to i."""
-    key = torch.arange(context_len, device=device)
-    query = torch.arange(context_len - q_len, context_len, device=device)
-    return key <= query[:, None]
-
-
 def _context(
     slots: torch.Tensor | slice | None, cached: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of one sequence, each `[context_len, kv_heads, head_dim]`."""
+    """Keys and values of one sequence, each `[num_keys, kv_heads, head_dim]`."""
     if slots is None:
         return k, v
     both = cached[:, slots] if isinstance(slots, slice) else cached.index_select(1, slots)

@@ -25,7 +25,9 @@ class SequenceInput:
     `positions`: `[num_new]`, or `[3, num_new]` for M-RoPE. `block_ids` must cover
     `num_cached_tokens + num_new` tokens. `media_index` `[num_media_rows]` counts from the first new
     token and names the rows whose embedding is replaced by `media_embeddings`
-    `[num_media_rows, hidden]`.
+    `[num_media_rows, embedding_width]`. The tokens of one of `bidirectional_spans`, `(start, stop)`
+    counted from the sequence's first token, see each other whole; a span must be computed in one
+    step. Spans that are cached already change nothing and may be given.
     """
 
     token_ids: IntArray | Sequence[int]
@@ -34,6 +36,7 @@ class SequenceInput:
     num_cached_tokens: int = 0
     media_index: IntArray | Sequence[int] = ()
     media_embeddings: torch.Tensor | None = None
+    bidirectional_spans: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +45,9 @@ class ForwardBatch:
 
     `context_lens` counts the tokens that attention sees per sequence: cached ones and new ones.
     `block_tables` is padded with block 0, which is never read beyond `context_lens`.
+    `attend_stops` says per new token how many tokens of its own sequence it may see, counted from
+    the sequence's start: itself and all before it, or up to the end of its bidirectional span.
+    None where no span is longer than that.
     """
 
     token_ids: torch.Tensor  # [num_tokens]
@@ -51,7 +57,8 @@ class ForwardBatch:
     context_lens: torch.Tensor  # [num_seqs]
     block_tables: torch.Tensor  # [num_seqs, max_blocks]
     media_index: torch.Tensor | None = None  # [num_media_rows], rows of the packed batch
-    media_embeddings: torch.Tensor | None = None  # [num_media_rows, hidden]
+    media_embeddings: torch.Tensor | None = None  # [num_media_rows, embedding_width]
+    attend_stops: torch.Tensor | None = None  # [num_tokens]
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +85,7 @@ class ForwardBatch:
         starts = np.concatenate(([0], np.cumsum(lens)))
         slots = [_slots(*item, block_size) for item in zip(sequences, lens.tolist(), strict=True)]
         media_index, media_embeddings = _pack_media(sequences, starts.tolist())
+        attend_stops = _pack_stops(sequences, lens.tolist())
 
         def move(array: IntArray) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
@@ -91,6 +99,7 @@ class ForwardBatch:
             block_tables=move(_pad_tables(sequences)),
             media_index=None if media_index is None else move(media_index),
             media_embeddings=None if media_embeddings is None else media_embeddings.to(device),
+            attend_stops=None if attend_stops is None else move(attend_stops),
         )
 
 
@@ -144,3 +153,24 @@ def _pack_media(
     if not rows:
         return None, None
     return np.concatenate(rows), torch.cat(embeddings)
+
+
+def _pack_stops(sequences: Sequence[SequenceInput], lens: Sequence[int]) -> IntArray | None:
+    """How far each new token may see, `[num_tokens]`; None where all see up to themselves."""
+    if not any(sequence.bidirectional_spans for sequence in sequences):
+        return None
+    stops = [_stops(sequence, num_new) for sequence, num_new in zip(sequences, lens, strict=True)]
+    return np.concatenate(stops)
+
+
+def _stops(sequence: SequenceInput, num_new: int) -> IntArray:
+    cached = sequence.num_cached_tokens
+    stops = np.arange(cached + 1, cached + num_new + 1, dtype=np.int64)
+    for start, stop in sequence.bidirectional_spans:
+        if start < cached + num_new < stop:
+            raise ValueError(
+                f"bidirectional span {start}..{stop} is cut at token {cached + num_new}; "
+                "its tokens must be computed in one step"
+            )
+        stops[max(start - cached, 0) : max(stop - cached, 0)] = stop
+    return stops

@@ -18,6 +18,8 @@ from shared.errors import ModelLoadError
 from shared.model.registry import Family, Part
 
 ProgressCallback = Callable[[int, int], None]
+# A tensor, or one per expert where the checkpoint stacks experts.
+Destination = torch.Tensor | tuple[torch.Tensor, ...]
 
 # Buffers that older checkpoints stored although they follow from the config.
 _IGNORED_SUFFIXES = (
@@ -32,7 +34,7 @@ def fill_from_checkpoint(
     model_dir: Path,
     family: Family,
     part: Part,
-    destinations: Mapping[str, torch.Tensor],
+    destinations: Mapping[str, Destination],
     *,
     optional: frozenset[str] = frozenset(),
     on_progress: ProgressCallback | None = None,
@@ -41,17 +43,24 @@ def fill_from_checkpoint(
 
     `optional` names may be in the files without a destination. Every destination must be filled and
     every tensor of the part must have one; `ModelLoadError` names what is missing, unexpected or of
-    another shape. `on_progress(bytes_done, bytes_total)` counts destination bytes.
+    another shape. A tuple of destinations takes the slices of a tensor stacked over experts, whose
+    matrices may be stored transposed. `on_progress(bytes_done, bytes_total)` counts destination
+    bytes.
     """
     sources = _sources(model_dir, family, part)
     _check_names(model_dir, part, sources, destinations, optional)
-    bytes_total = sum(tensor.nbytes for tensor in destinations.values())
+    bytes_total = sum(map(_num_bytes, destinations.values()))
     bytes_done = 0
     for local_name, tensor in _read(sources, destinations):
         _copy(local_name, tensor, destinations[local_name])
-        bytes_done += destinations[local_name].nbytes
+        bytes_done += _num_bytes(destinations[local_name])
         if on_progress is not None:
             on_progress(bytes_done, bytes_total)
+
+
+def part_names(model_dir: Path, family: Family, part: Part) -> frozenset[str]:
+    """Names that the checkpoint holds for one part, as they are called inside it."""
+    return frozenset(_sources(model_dir, family, part))
 
 
 def _sources(model_dir: Path, family: Family, part: Part) -> dict[str, tuple[Path, str]]:
@@ -110,7 +119,7 @@ def _check_names(
 
 
 def _read(
-    sources: Mapping[str, tuple[Path, str]], destinations: Mapping[str, torch.Tensor]
+    sources: Mapping[str, tuple[Path, str]], destinations: Mapping[str, Destination]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Wanted tensors, file by file, so that each file is opened once."""
     by_file: dict[Path, list[tuple[str, str]]] = {}
@@ -126,10 +135,32 @@ def _read(
                     raise ModelLoadError(f"{path}: {tensor_name}: {error}") from error
 
 
-def _copy(name: str, tensor: torch.Tensor, destination: torch.Tensor) -> None:
-    if tensor.shape != destination.shape:
-        raise ModelLoadError(
-            f"{name}: the checkpoint has shape {list(tensor.shape)}, "
-            f"the config needs {list(destination.shape)}"
-        )
+def _copy(name: str, tensor: torch.Tensor, destination: Destination) -> None:
+    if isinstance(destination, tuple):
+        _copy_stacked(name, tensor, destination)
+        return
+    _check_shape(name, tensor, list(destination.shape))
     destination.copy_(tensor)
+
+
+def _copy_stacked(name: str, tensor: torch.Tensor, destinations: tuple[torch.Tensor, ...]) -> None:
+    """Slice `i` fills destination `i`, turned over if only that fits its shape."""
+    shape = [len(destinations), *destinations[0].shape]
+    if tensor.ndim == 3 and list(tensor.shape) != shape:
+        tensor = tensor.transpose(1, 2)
+    _check_shape(name, tensor, shape)
+    for part, destination in zip(tensor, destinations, strict=True):
+        destination.copy_(part)
+
+
+def _check_shape(name: str, tensor: torch.Tensor, needed: list[int]) -> None:
+    if list(tensor.shape) != needed:
+        raise ModelLoadError(
+            f"{name}: the checkpoint has shape {list(tensor.shape)}, the config needs {needed}"
+        )
+
+
+def _num_bytes(destination: Destination) -> int:
+    if isinstance(destination, tuple):
+        return sum(tensor.nbytes for tensor in destination)
+    return destination.nbytes

@@ -14,7 +14,7 @@ import torch
 from shared.cache.kv_cache import TORCH_DTYPES
 from shared.errors import UnsupportedModel
 from shared.model.attention import AttentionBackend
-from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint
+from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part_names
 from shared.model.decoder import LanguageModel
 from shared.model.towers.base import VisionTower
 from shared.model.towers.build import build_tower
@@ -39,7 +39,7 @@ def load_language_model(
         model_dir,
         spec.family,
         "language",
-        model.checkpoint_views(),
+        model.checkpoint_views(part_names(model_dir, spec.family, "language")),
         optional=frozenset({"lm_head.weight"} if spec.text.tie_word_embeddings else ()),
         on_progress=on_progress,
     )

@@ -14,17 +14,26 @@ from torch import nn
 
 
 class RmsNorm(nn.Module):
-    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension."""
+    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension.
 
-    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
+    With `unit_offset` the factor is `1 + weight`, and it is applied before rounding to x's dtype.
+    """
+
+    def __init__(
+        self, width: int, eps: float, dtype: torch.dtype, *, unit_offset: bool = False
+    ) -> None:
         super().__init__()
         self.eps = eps
+        self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
-        return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
+        normed = wide * torch.rsqrt(variance + self.eps)
+        if self.unit_offset:
+            return (normed * (1.0 + self.weight.to(normed.dtype))).to(x.dtype)
+        return self.weight * normed.to(x.dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -28,7 +28,7 @@ class TowerFamily:
     names: tuple[tuple[str, str], ...]
     out_hidden_field: str | None = None
     default_patch_size: int = 14
-    deepstack: bool = False
+    default_deepstack_layers: tuple[int, ...] = ()
 
     def local_name(self, tensor_name: str) -> str | None:
         """The name inside the tower; None for a tensor of another part."""
@@ -84,7 +84,7 @@ QWEN3_VL = TowerFamily(
     _VISUAL,
     out_hidden_field="out_hidden_size",
     default_patch_size=16,
-    deepstack=True,
+    default_deepstack_layers=(8, 16, 24),
 )
 QWEN3_VL_MOE = TowerFamily(
     "patches",
@@ -93,7 +93,7 @@ QWEN3_VL_MOE = TowerFamily(
     _VISUAL,
     out_hidden_field="out_hidden_size",
     default_patch_size=16,
-    deepstack=True,
+    default_deepstack_layers=(8, 16, 24),
 )
 LLAVA = TowerFamily("llava", _modeling("llava"), "LlavaMultiModalProjector", _TOWER_AND_PROJECTOR)
 LLAVA_NEXT = TowerFamily(

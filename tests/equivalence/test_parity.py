@@ -11,13 +11,13 @@ import torch
 
 from shared.model import norm
 from tests.support.engine import Engine, Running
+from tests.support.exact_reference import make_exact
 from tests.support.models import (
     FAMILIES,
     IMAGE_TOKEN,
     VISION_FAMILIES,
     Prompt,
     load_reference,
-    make_norms_exact,
     make_prompt,
 )
 
@@ -48,7 +48,7 @@ class Reference:
     def __init__(self, family: str, folder: Path, dtype: torch.dtype, *, exact: bool) -> None:
         self.model = load_reference(family, folder, dtype)
         if exact:
-            make_norms_exact(self.model)
+            make_exact(self.model)
 
     @torch.no_grad()
     def prefill(self, prompt: Prompt) -> Any:

@@ -6,7 +6,6 @@ scaled so that logits are well spread and greedy choices are not close calls.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,33 +21,12 @@ from transformers.utils import logging as transformers_logging
 from shared.model.positions import MediaGrid
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
+from tests.support.text_configs import ROPE, TEXT, TEXT_FAMILIES, text_configs
 
-VOCAB_SIZE = 160
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 150, 151, 152, 153
 PATCH_SIZE = 4
 
-_TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCAB_SIZE,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
-_MROPE = {**_ROPE, "mrope_section": [1, 1, 2]}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+_MROPE = {**ROPE, "mrope_section": [1, 1, 2]}
 _VISION = {
     "depth": 3,
     "num_heads": 2,
@@ -67,22 +45,13 @@ _MEDIA_TOKENS = {
 def _configs() -> dict[str, Any]:
     t = transformers
     return {
-        "llama": t.LlamaConfig(**_TEXT, rope_parameters=dict(_LLAMA3)),
-        "llama_linear_biased_tied": t.LlamaConfig(
-            **_TEXT,
-            rope_parameters={**_ROPE, "rope_type": "linear", "factor": 4.0},
-            attention_bias=True,
-            tie_word_embeddings=True,
-        ),
-        "qwen2": t.Qwen2Config(**_TEXT, rope_parameters=dict(_ROPE), tie_word_embeddings=True),
-        "qwen3": t.Qwen3Config(**_TEXT, rope_parameters=dict(_ROPE), head_dim=16),
         "qwen2_vl": t.Qwen2VLConfig(
-            text_config={**_TEXT, "rope_parameters": dict(_MROPE)},
+            text_config={**TEXT, "rope_parameters": dict(_MROPE)},
             vision_config={**_VISION, "embed_dim": 16, "hidden_size": 32},
             **_MEDIA_TOKENS,
         ),
         "qwen2_5_vl": t.Qwen2_5_VLConfig(
-            text_config={**_TEXT, "rope_parameters": dict(_MROPE)},
+            text_config={**TEXT, "rope_parameters": dict(_MROPE)},
             vision_config={
                 **_VISION,
                 "hidden_size": 16,
@@ -99,7 +68,6 @@ def _configs() -> dict[str, Any]:
     }
 
 
-TEXT_FAMILIES = ("llama", "llama_linear_biased_tied", "qwen2", "qwen3")
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
@@ -108,7 +76,7 @@ def build_tiny_model(
     family: str, folder: Path, *, seed: int = 0, max_shard_size: str = "50GB"
 ) -> Path:
     """Write a float32 model of this family into `folder` and return it."""
-    config = _configs()[family]
+    config = text_configs()[family] if family in TEXT_FAMILIES else _configs()[family]
     with _quiet():
         torch.manual_seed(seed)
         model = _auto_class(family).from_config(config, dtype=torch.float32)
@@ -133,12 +101,14 @@ def model_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def load_reference(family: str, folder: Path, dtype: torch.dtype) -> Any:
     """transformers' own model from the same folder, with SDPA attention.
 
-    Its eager attention would compute softmax in float32 whatever the dtype.
+    Its eager attention would compute softmax in float32 whatever the dtype; its grouped experts
+    refuse float64.
     """
+    options = {"experts_implementation": "eager"} if "moe" in family else {}
     with _quiet():
         return (
             _auto_class(family)
-            .from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+            .from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
             .eval()
         )
 
@@ -150,33 +120,27 @@ def spread_weights(model: torch.nn.Module, seed: int) -> None:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             if "norm" in name or "ln_q.weight" in name:
-                parameter.copy_(1.0 + 0.1 * noise)
+                parameter.copy_(_norm_center(model, name) + 0.1 * noise)
             elif parameter.ndim == 1:
                 parameter.copy_(0.2 * noise)
             elif "embed_tokens" in name:
-                parameter.copy_(noise)
+                # Gemma multiplies by the root of the width, which would drown the layers.
+                parameter.copy_(noise * (0.5 if _is_gemma(model) else 1.0))
             else:
-                fan_in = parameter[0].numel()
+                is_stacked = "experts" in name
+                fan_in = parameter.shape[-1] if is_stacked else parameter[0].numel()
                 gain = 4.0 if "lm_head" in name else 1.0
                 parameter.copy_(noise * gain / fan_in**0.5)
 
 
-def make_norms_exact(reference: Any) -> None:
-    """Let a float64 reference decoder normalise in float64.
+def _is_gemma(model: Any) -> bool:
+    return str(model.config.model_type).startswith("gemma3")
 
-    transformers rounds to float32 there, which hides everything below 1e-8. Only the language
-    part is touched: towers run the same transformers code on both sides.
-    """
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        variance = x.square().mean(-1, keepdim=True)
-        normed: torch.Tensor = self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
-        return normed
-
-    language = getattr(reference.model, "language_model", reference.model)
-    for module in language.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(forward, module)
+def _norm_center(model: Any, name: str) -> float:
+    """What scales by one: Gemma's decoder norms add it themselves."""
+    is_decoder_norm = "vision_tower" not in name
+    return 0.0 if _is_gemma(model) and is_decoder_norm else 1.0
 
 
 def _auto_class(family: str) -> Any:

@@ -33,7 +33,7 @@ class VisionTower(ABC):
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         """Embed several pictures packed in one call.
 
-        Returns one `[num_tokens_i, row_width]` per picture, in the tower's dtype: exactly the rows
+        Returns one `[num_tokens_i, embedding_width]` per picture, in the tower's dtype: the rows
         that replace its placeholders. They may be views of one tensor.
         """
 

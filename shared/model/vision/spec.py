@@ -75,11 +75,6 @@ class VisionSpec:
         """Values in one flattened patch, the width of `pixel_values`."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
-    @property
-    def row_width(self) -> int:
-        """Values in one row of an embedding."""
-        return self.out_hidden_size * (1 + self.num_deepstack_layers)
-
     def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
         """Placeholder tokens, equal to embedding rows, of one picture or clip of this patch grid
         (towers that take pictures at their own size)."""
@@ -91,8 +86,7 @@ def _patches_spec(files: VisionFiles, tower: TowerFamily) -> VisionSpec:
     config, vision, processor = files.config, files.vision, files.image_processor
     size: Config = processor.get("size") or {}
     tokens_per_second = vision.get("tokens_per_second")
-    # Where DeepStack's layers are left out, their number would be a guess.
-    layers = required(vision, "deepstack_visual_indexes") if tower.deepstack else ()
+    layers = vision.get("deepstack_visual_indexes", tower.default_deepstack_layers)
     return VisionSpec(
         patch_size=int(vision.get("patch_size", tower.default_patch_size)),
         merge_size=int(vision.get("spatial_merge_size", 2)),

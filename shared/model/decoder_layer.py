@@ -1,0 +1,69 @@
+"""One decoder layer: attention and MLP, each normalised and added to the residual stream.
+
+In: hidden states of a packed step. Out: hidden states. Knows its own index and nothing of the
+layers around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+import torch
+from torch import nn
+
+from shared.cache.kv_cache import KvCache
+from shared.model.checkpoint import Destination
+from shared.model.mlp import GatedMlp
+from shared.model.moe import MixtureOfExperts
+from shared.model.norm import RmsNorm
+from shared.model.self_attention import SelfAttention
+from shared.model.step import StepContext
+from shared.modelspec import TextSpec
+
+
+class DecoderLayer(nn.Module):
+    """Norms stand before each block, and in some families behind it too."""
+
+    def __init__(self, spec: TextSpec, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention = SelfAttention(spec, layer, dtype)
+        self.mlp: GatedMlp | MixtureOfExperts = (
+            MixtureOfExperts(spec, spec.moe, dtype)
+            if spec.moe is not None and spec.layers[layer].is_moe
+            else GatedMlp(spec.hidden_size, spec.intermediate_size, spec.activation, dtype)
+        )
+        self.input_norm = layer_norm(spec, dtype)
+        self.mlp_norm = layer_norm(spec, dtype)
+        self.attention_out_norm = layer_norm(spec, dtype) if spec.post_norms else None
+        self.mlp_out_norm = layer_norm(spec, dtype) if spec.post_norms else None
+
+    def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
+        attended = self.attention.forward(self.input_norm.forward(hidden), step, kv)
+        if self.attention_out_norm is not None:
+            attended = self.attention_out_norm.forward(attended)
+        hidden = hidden + attended
+        transformed = self.mlp.forward(self.mlp_norm.forward(hidden))
+        if self.mlp_out_norm is not None:
+            transformed = self.mlp_out_norm.forward(transformed)
+        return hidden + transformed
+
+    def checkpoint_views(
+        self, prefix: str, names: Container[str]
+    ) -> Iterator[tuple[str, Destination]]:
+        yield from self.attention.checkpoint_views(f"{prefix}self_attn.")
+        if isinstance(self.mlp, MixtureOfExperts):
+            yield from self.mlp.checkpoint_views(f"{prefix}mlp.", names)
+        else:
+            yield from self.mlp.checkpoint_views(f"{prefix}mlp.")
+        yield f"{prefix}input_layernorm.weight", self.input_norm.weight
+        if self.attention_out_norm is None or self.mlp_out_norm is None:
+            yield f"{prefix}post_attention_layernorm.weight", self.mlp_norm.weight
+            return
+        yield f"{prefix}post_attention_layernorm.weight", self.attention_out_norm.weight
+        yield f"{prefix}pre_feedforward_layernorm.weight", self.mlp_norm.weight
+        yield f"{prefix}post_feedforward_layernorm.weight", self.mlp_out_norm.weight
+
+
+def layer_norm(spec: TextSpec, dtype: torch.dtype) -> RmsNorm:
+    """A norm over the hidden width, as this family scales it."""
+    return RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, unit_offset=spec.norm_unit_offset)

@@ -1,0 +1,39 @@
+"""The gated MLP of a decoder layer, or of one expert.
+
+In: activations. Out: activations of the same shape. Knows no tokens and no routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shared.model.linear import FusedLinear
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+}
+
+
+class GatedMlp(nn.Module):
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(self, hidden_size: int, width: int, activation: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        parts = {"gate_proj": width, "up_proj": width}
+        self.gate_up = FusedLinear(hidden_size, parts, bias=False, dtype=dtype)
+        self.down = FusedLinear(width, {"down_proj": hidden_size}, bias=False, dtype=dtype)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up.forward(hidden).chunk(2, dim=-1)
+        return self.down.forward(self.activation(gate) * up)
+
+    def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.gate_up.checkpoint_views(prefix)
+        yield from self.down.checkpoint_views(prefix)

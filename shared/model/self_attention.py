@@ -1,0 +1,68 @@
+"""Self-attention of one decoder layer.
+
+In: hidden states of a packed step. Out: what is added to them; this layer's keys and values of the
+new tokens are in the cache afterwards. How attention is computed is the backend's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from shared.cache.kv_cache import KvCache
+from shared.model.linear import FusedLinear
+from shared.model.norm import RmsNorm
+from shared.model.step import StepContext
+from shared.modelspec import TextSpec
+
+
+class SelfAttention(nn.Module):
+    """Projections, optional QK norm and rotation, cache write and attention."""
+
+    def __init__(self, spec: TextSpec, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = spec.num_heads
+        self.num_kv_heads = spec.num_kv_heads
+        self.head_dim = spec.head_dim
+        self.query_scale = spec.query_scale
+        rope = spec.layers[layer].rope
+        self.rope_index = None if rope is None else spec.ropes.index(rope)
+        q_width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        parts = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv = FusedLinear(spec.hidden_size, parts, bias=spec.qkv_bias, dtype=dtype)
+        self.o = FusedLinear(q_width, {"o_proj": spec.hidden_size}, bias=spec.o_bias, dtype=dtype)
+        self.q_norm = _head_norm(spec, dtype) if spec.qk_norm else None
+        self.k_norm = _head_norm(spec, dtype) if spec.qk_norm else None
+
+    def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
+        """`hidden` `[num_tokens, hidden]` in and out; writes this layer's KV of the new tokens."""
+        heads = self.qkv.forward(hidden).view(hidden.shape[0], -1, self.head_dim)
+        qk = self._normed(heads[:, : self.num_heads + self.num_kv_heads])
+        if self.rope_index is not None:
+            qk = step.rotaries[self.rope_index].rotate(qk)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        v = heads[:, self.num_heads + self.num_kv_heads :]
+        kv.write(self.layer, step.batch.slot_mapping, k, v)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
+        return self.o.forward(step.plan.attend(self.layer, q, k, v, kv))
+
+    def _normed(self, qk: torch.Tensor) -> torch.Tensor:
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        return torch.cat((self.q_norm.forward(q), self.k_norm.forward(k)), dim=1)
+
+    def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.qkv.checkpoint_views(prefix)
+        yield from self.o.checkpoint_views(prefix)
+        if self.q_norm is not None and self.k_norm is not None:
+            yield f"{prefix}q_norm.weight", self.q_norm.weight
+            yield f"{prefix}k_norm.weight", self.k_norm.weight
+
+
+def _head_norm(spec: TextSpec, dtype: torch.dtype) -> RmsNorm:
+    return RmsNorm(spec.head_dim, spec.rms_norm_eps, dtype, unit_offset=spec.norm_unit_offset)
