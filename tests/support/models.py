@@ -77,7 +77,7 @@ def build_tiny_model(
 ) -> Path:
     """Write a float32 model of this family into `folder` and return it."""
     config = text_configs()[family] if family in TEXT_FAMILIES else _configs()[family]
-    with _quiet():
+    with quiet():
         torch.manual_seed(seed)
         model = _auto_class(family).from_config(config, dtype=torch.float32)
         spread_weights(model, seed)
@@ -105,7 +105,7 @@ def load_reference(family: str, folder: Path, dtype: torch.dtype) -> Any:
     refuse float64.
     """
     options = {"experts_implementation": "eager"} if "moe" in family else {}
-    with _quiet():
+    with quiet():
         return (
             _auto_class(family)
             .from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
@@ -150,7 +150,7 @@ def _auto_class(family: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no advice between test results."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
