@@ -15,9 +15,11 @@ import torch
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
+from shared.messages.descriptor import MediaItem
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.loader import load_language_model, load_vision_tower
-from shared.model.positions import prompt_positions
+from shared.model.positions import MediaGrid, prompt_positions
+from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.models import Prompt
 
@@ -33,6 +35,7 @@ class Running:
     media_embeddings: torch.Tensor | None
     handle: BlockHandle
     num_cached_tokens: int = 0
+    bidirectional_spans: Sequence[tuple[int, int]] = ()
 
     @property
     def num_pending(self) -> int:
@@ -67,6 +70,25 @@ class Engine:
             prompt.media_index,
             embeddings,
             self.pool.allocate(num_blocks),
+        )
+
+    def begin(
+        self, token_ids: Sequence[int], media: Sequence[MediaItem], pictures: Sequence[Pixels]
+    ) -> Running:
+        """The same for a prompt as the gateway builds it and pictures as the encoder gets them."""
+        grids = [MediaGrid(*item.grid_thw) for item in media]
+        positions, next_pos = prompt_positions(token_ids, grids, self.spec)
+        spans = [span for item in media for span in item.spans]
+        rows = [np.arange(start, stop) for start, stop in spans]
+        assert self.tower is not None
+        return Running(
+            np.array(token_ids),
+            positions,
+            next_pos,
+            np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
+            torch.cat(self.tower.encode(pictures)) if pictures else None,
+            self.pool.allocate(self.geometry.blocks_for(len(token_ids))),
+            bidirectional_spans=spans if self.spec.text.bidirectional_media else (),
         )
 
     def append(self, running: Running, token: int) -> None:
@@ -123,4 +145,5 @@ def _input(running: Running, max_new_tokens: int) -> SequenceInput:
         num_cached_tokens=start,
         media_index=running.media_index[inside] - start,
         media_embeddings=None if embeddings is None else embeddings[torch.from_numpy(inside)],
+        bidirectional_spans=running.bidirectional_spans,
     )
