@@ -12,7 +12,7 @@ from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
 from shared.model.batch import ForwardBatch, IntArray, SequenceInput
 from shared.model.decoder import LanguageModel
-from shared.model.positions import MediaGrid, prompt_positions
+from shared.model.positions import MediaGrid, media_spans, prompt_positions
 from shared.model.sampler import SamplingRow, sample
 from shared.modelspec import ModelSpec
 
@@ -23,7 +23,7 @@ class PreparedPrompt:
 
     `token_ids` `[n]` and `positions` `[n]` or `[3, n]` cover prompt and emitted tokens;
     `media_rows` are the rows whose embedding is replaced; `next_pos` is the next token's rotary
-    position.
+    position. The tokens of each of `bidirectional_spans` must be computed in one step.
     """
 
     token_ids: IntArray
@@ -31,6 +31,7 @@ class PreparedPrompt:
     next_pos: int
     media_rows: IntArray
     sampling: SamplingRow
+    bidirectional_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +69,16 @@ class PrefillExecutor:
         # Emitted tokens count on like text whatever they are: a placeholder among them is no media.
         emitted = np.arange(next_pos, next_pos + request.next_index, dtype=np.int64)
         tail = np.broadcast_to(emitted, (*positions.shape[:-1], len(emitted)))
+        rows = _media_rows(request)
         return PreparedPrompt(
             token_ids=np.array(
                 [*request.prompt_token_ids, *request.emitted_token_ids], dtype=np.int64
             ),
             positions=np.concatenate((positions, tail), axis=-1),
             next_pos=next_pos + request.next_index,
-            media_rows=_media_rows(request),
+            media_rows=rows,
             sampling=_sampling_row(request),
+            bidirectional_spans=media_spans(rows) if self._spec.text.bidirectional_media else (),
         )
 
     def run(self, inputs: Sequence[PromptInput]) -> list[FirstToken | None]:
@@ -106,6 +109,7 @@ def _sequence(each: PromptInput) -> SequenceInput:
         block_ids=each.block_ids,
         media_index=prompt.media_rows,
         media_embeddings=each.embeddings,
+        bidirectional_spans=prompt.bidirectional_spans,
     )
 
 

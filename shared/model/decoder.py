@@ -26,6 +26,8 @@ from shared.model.rope import RotaryEmbedding
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
 
+__all__ = ["LanguageModel", "StepContext"]
+
 
 class LanguageModel(nn.Module):
     """Embedding, decoder layers, final norm and output head. Weights come from the loader."""
@@ -66,6 +68,9 @@ class LanguageModel(nn.Module):
     @torch.inference_mode()
     def begin(self, batch: ForwardBatch, kv: KvCache) -> StepContext:
         """Work out once what every layer of this step needs."""
+        has_media = batch.media_index is not None
+        if self.spec.bidirectional_media and has_media and batch.attend_stops is None:
+            raise ValueError("media of this model needs bidirectional_spans, and none are given")
         if self._ropes is None:
             self._ropes = tuple(
                 RotaryEmbedding(rope, self.spec.head_dim, kv.device) for rope in self.spec.ropes

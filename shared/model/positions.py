@@ -11,7 +11,7 @@ the temporal axis still and spreads over height and width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,17 @@ def prompt_positions(
     """
     if spec.text.rope.mrope_section is None or spec.vision is None or not media:
         return np.arange(len(token_ids), dtype=np.int64), len(token_ids)
+    if spec.text.mrope_per_frame:
+        media = [frame for item in media for frame in _frames(item)]
     return mrope_positions(token_ids, media, spec.vision)
+
+
+def media_spans(media_rows: IntArray) -> tuple[tuple[int, int], ...]:
+    """Runs of consecutive placeholders, `(start, stop)` each, from the ascending rows of all."""
+    if len(media_rows) == 0:
+        return ()
+    runs = np.split(media_rows, np.flatnonzero(np.diff(media_rows) > 1) + 1)
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs)
 
 
 def mrope_positions(
@@ -79,6 +89,11 @@ def mrope_positions(
     pieces.append(_text_positions(position, len(ids) - cursor))
     positions = np.concatenate(pieces, axis=1)
     return positions, int(positions.max(initial=-1)) + 1
+
+
+def _frames(item: MediaGrid) -> list[MediaGrid]:
+    """A clip whose frames are runs of their own, with their times as text in between."""
+    return [replace(item, t=1)] * item.t
 
 
 def _next_placeholder(ids: IntArray, start: int, spec: VisionSpec) -> int:

@@ -18,7 +18,7 @@ from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import MediaItem
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.loader import load_language_model, load_vision_tower
-from shared.model.positions import MediaGrid, prompt_positions
+from shared.model.positions import MediaGrid, media_spans, prompt_positions
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.models import Prompt
@@ -35,7 +35,7 @@ class Running:
     media_embeddings: torch.Tensor | None
     handle: BlockHandle
     num_cached_tokens: int = 0
-    bidirectional_spans: Sequence[tuple[int, int]] = ()
+    bidirectional_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_pending(self) -> int:
@@ -62,14 +62,28 @@ class Engine:
         if prompt.pixel_values is not None:
             assert self.tower is not None
             embeddings = torch.cat(self.tower.encode(prompt.pixels))
-        num_blocks = self.geometry.blocks_for(len(prompt.token_ids))
+        return self.start_embedded(
+            prompt.token_ids, positions, next_pos, prompt.media_index, embeddings
+        )
+
+    def start_embedded(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        next_pos: int,
+        media_index: np.ndarray,
+        media_embeddings: torch.Tensor | None,
+    ) -> Running:
+        """Allocate blocks for a prompt whose media are embedded already."""
+        spans = media_spans(media_index) if self.spec.text.bidirectional_media else ()
         return Running(
-            prompt.token_ids,
+            token_ids,
             positions,
             next_pos,
-            prompt.media_index,
-            embeddings,
-            self.pool.allocate(num_blocks),
+            media_index,
+            media_embeddings,
+            self.pool.allocate(self.geometry.blocks_for(len(token_ids))),
+            bidirectional_spans=spans,
         )
 
     def begin(
@@ -78,17 +92,12 @@ class Engine:
         """The same for a prompt as the gateway builds it and pictures as the encoder gets them."""
         grids = [MediaGrid(*item.grid_thw) for item in media]
         positions, next_pos = prompt_positions(token_ids, grids, self.spec)
-        spans = [span for item in media for span in item.spans]
-        rows = [np.arange(start, stop) for start, stop in spans]
+        rows = [np.arange(start, stop) for item in media for start, stop in item.spans]
+        media_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
         assert self.tower is not None
-        return Running(
-            np.array(token_ids),
-            positions,
-            next_pos,
-            np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
-            torch.cat(self.tower.encode(pictures)) if pictures else None,
-            self.pool.allocate(self.geometry.blocks_for(len(token_ids))),
-            bidirectional_spans=spans if self.spec.text.bidirectional_media else (),
+        embeddings = torch.cat(self.tower.encode(pictures)) if pictures else None
+        return self.start_embedded(
+            np.array(token_ids), positions, next_pos, media_index, embeddings
         )
 
     def append(self, running: Running, token: int) -> None:

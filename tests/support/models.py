@@ -34,7 +34,7 @@ _VISION = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
-_MEDIA_TOKENS = {
+MEDIA_TOKENS = {
     "image_token_id": IMAGE_TOKEN,
     "video_token_id": VIDEO_TOKEN,
     "vision_start_token_id": VISION_START,
@@ -48,7 +48,7 @@ def _configs() -> dict[str, Any]:
         "qwen2_vl": t.Qwen2VLConfig(
             text_config={**TEXT, "rope_parameters": dict(_MROPE)},
             vision_config={**_VISION, "embed_dim": 16, "hidden_size": 32},
-            **_MEDIA_TOKENS,
+            **MEDIA_TOKENS,
         ),
         "qwen2_5_vl": t.Qwen2_5_VLConfig(
             text_config={**TEXT, "rope_parameters": dict(_MROPE)},
@@ -63,7 +63,7 @@ def _configs() -> dict[str, Any]:
                 "tokens_per_second": 2,
             },
             tie_word_embeddings=True,
-            **_MEDIA_TOKENS,
+            **MEDIA_TOKENS,
         ),
     }
 

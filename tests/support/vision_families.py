@@ -62,9 +62,9 @@ _NEXT_PINPOINTS = [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]]
 _ONEVISION_PINPOINTS = [[16, 16], [16, 32], [32, 16], [32, 48], [48, 48], [64, 64]]
 
 _TURNS = (
-    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}"
-    "IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}END\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}END\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 

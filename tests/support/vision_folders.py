@@ -93,9 +93,7 @@ def hf_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     tokenizer.chat_template = (folder / "chat_template.jinja").read_text()
     images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     module_name = "qwen3_vl" if model_type == "qwen3_vl_moe" else model_type
-    module = importlib.import_module(
-        f"transformers.models.{module_name}.processing_{module_name}"
-    )
+    module = importlib.import_module(f"transformers.models.{module_name}.processing_{module_name}")
     # The check imports video processors, which insist on torchvision; pictures need none.
     monkeypatch.setattr(
         transformers.ProcessorMixin, "check_argument_for_proper_class", lambda *_: None
