@@ -20,6 +20,8 @@ from shared.model.config_fields import expect, required
 from shared.model.tower_families import TowerKind
 from shared.model.vision.fields import VisionFiles, check_equal
 
+# Every picture is compared with every shape of so many tiles.
+_MAX_TILES = 64
 _LLAVA_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -51,9 +53,25 @@ def _anyres(files: VisionFiles) -> tuple[int, ImageSizing]:
     return patch, AnyresSizing(
         tile_size=side,
         side=side // patch,
-        resolutions=tuple((int(height), int(width)) for height, width in resolutions),
+        resolutions=_resolutions(resolutions, side),
         max_tiles=_max_tiles(files),
     )
+
+
+def _resolutions(pinpoints: Any, side: int) -> tuple[tuple[int, int], ...]:
+    """Heights and widths, each a whole number of tiles."""
+    good = isinstance(pinpoints, list) and all(
+        isinstance(each, list)
+        and len(each) == 2
+        and all(isinstance(length, int) and length > 0 and length % side == 0 for length in each)
+        for each in pinpoints
+    )
+    if not good or not pinpoints:
+        raise UnsupportedModel(
+            f"image_grid_pinpoints={pinpoints!r} is not supported; "
+            f"supported: pairs of multiples of {side} pixels"
+        )
+    return tuple((height, width) for height, width in pinpoints)
 
 
 def _max_tiles(files: VisionFiles) -> int | None:
@@ -111,11 +129,17 @@ def _internvl(files: VisionFiles) -> tuple[int, ImageSizing]:
             f"{side // patch} by {side // patch} patches"
         )
     files.check_num_tokens("image_seq_length", int(kept) ** 2)
+    low = int(files.image_processor.get("min_patches") or 1)
+    high = int(files.image_processor.get("max_patches") or 12)
+    if not 1 <= low <= high <= _MAX_TILES:
+        raise UnsupportedModel(
+            f"min_patches={low}, max_patches={high} is not supported; supported: 1 to {_MAX_TILES}"
+        )
     return patch, CanvasSizing(
         tile_size=side,
         tokens_per_tile=int(kept) ** 2,
-        min_tiles=int(files.image_processor.get("min_patches") or 1),
-        max_tiles=int(files.image_processor.get("max_patches") or 12),
+        min_tiles=low,
+        max_tiles=high,
         before=files.text_of(("start_image_token",), "<img>"),
         after=files.text_of(("end_image_token",), "</img>"),
     )
