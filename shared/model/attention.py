@@ -7,7 +7,7 @@ nothing about projections, positions or requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,19 +48,24 @@ class AttentionBackend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _SequencePlan:
-    """How one sequence reads its context.
+# Queries that share one mask: bounds it for long prompts, and a sliding layer reads little more
+# than its window for each group.
+MAX_MASKED_QUERIES = 512
 
-    `slots=None`: the context is exactly the new tokens, so the cache need not be read back.
-    A `slice` is a context in consecutive slots, read without a copy.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Consecutive queries of one sequence, and the keys they read.
+
+    `rows` are the queries' rows in the packed step. `keys` are slots of the cache (a `slice` where
+    they are consecutive, read without a copy), or rows of the step where all keys are new.
     """
 
-    q_start: int
-    q_stop: int
-    slots: torch.Tensor | slice | None
-    mask: torch.Tensor | None
-    is_causal: bool
+    rows: slice
+    keys: torch.Tensor | slice
+    from_cache: bool
+    mask: torch.Tensor | None = None
+    is_causal: bool = False
 
 
 class SdpaAttention:
@@ -76,7 +81,7 @@ class SdpaAttention:
         longest = int(batch.context_lens.max())
         # A window that reaches past every context is none.
         reach = [None if w is None or w >= longest else w for w in sliding_windows]
-        by_window = {window: _plan_sequences(batch, kv, window) for window in {None, *reach}}
+        by_window = {window: _plan_batch(batch, kv, window) for window in {None, *reach}}
         return SdpaPlan(by_window[None], tuple(by_window[window] for window in reach))
 
 
@@ -84,38 +89,23 @@ class SdpaAttention:
 class SdpaPlan:
     """Reading plan of `SdpaAttention`: one for all layers, or one for each."""
 
-    sequences: tuple[_SequencePlan, ...]
-    sequences_of_layer: tuple[tuple[_SequencePlan, ...], ...] = ()
+    pieces: tuple[_Piece, ...]
+    pieces_of_layer: tuple[tuple[_Piece, ...], ...] = ()
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
     ) -> torch.Tensor:
         cached = kv.layer_slots(layer)
         out = torch.empty_like(q)
-        sequences = self.sequences_of_layer[layer] if self.sequences_of_layer else self.sequences
-        for sequence in sequences:
-            rows = slice(sequence.q_start, sequence.q_stop)
-            keys, values = _context(sequence.slots, cached, k[rows], v[rows])
-            _attend_one(sequence, q[rows], keys, values, out[rows])
+        for piece in self.pieces_of_layer[layer] if self.pieces_of_layer else self.pieces:
+            keys, values = _read(piece, cached, k, v)
+            _attend_one(piece, q[piece.rows], keys, values, out[piece.rows])
         return out.flatten(1)
-
-
-def _plan_sequences(
-    batch: ForwardBatch, kv: KvCache, window: int | None
-) -> tuple[_SequencePlan, ...]:
-    bounds = batch.cu_seqlens_q.tolist()
-    contexts = batch.context_lens.tolist()
-    plans = []
-    for i, (start, stop, context) in enumerate(zip(bounds, bounds[1:], contexts, strict=False)):
-        stops = None if batch.attend_stops is None else batch.attend_stops[start:stop]
-        view = _View(stop - start, context, window, stops)
-        plans.append(_plan_sequence(start, view, batch.block_tables[i], kv.block_size))
-    return tuple(plans)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """What the new tokens of one sequence may see."""
+    """What the new tokens of one sequence may see: `window` tokens back, up to `stops`."""
 
     q_len: int
     context_len: int
@@ -123,11 +113,8 @@ class _View:
     stops: torch.Tensor | None
 
     @property
-    def first_key(self) -> int:
-        """The first token that any of the new ones sees."""
-        if self.window is None:
-            return 0
-        return max(self.context_len - self.q_len - self.window + 1, 0)
+    def num_cached(self) -> int:
+        return self.context_len - self.q_len
 
     @property
     def is_causal(self) -> bool:
@@ -135,32 +122,56 @@ class _View:
         hides_keys = self.window is not None and self.window < self.context_len
         return self.stops is None and not hides_keys
 
-    def mask(self, device: torch.device) -> torch.Tensor:
-        """True where a query may look, `[q_len, context_len - first_key]`."""
-        key = torch.arange(self.first_key, self.context_len, device=device)
-        query = torch.arange(self.context_len - self.q_len, self.context_len, device=device)
-        stop = query + 1 if self.stops is None else self.stops
-        seen = key < stop[:, None]
+    def key_range(self, start: int, stop: int) -> tuple[int, int]:
+        """The tokens that new tokens `start .. stop` see together."""
+        first = 0 if self.window is None else max(self.num_cached + start - self.window + 1, 0)
+        if self.stops is None:
+            return first, self.num_cached + stop
+        return first, int(self.stops[start:stop].max())
+
+    def mask(self, start: int, stop: int, device: torch.device) -> torch.Tensor | None:
+        """True where new tokens `start .. stop` may look within their key range."""
+        if stop - start == 1:
+            return None  # a single query sees all of its range
+        key = torch.arange(*self.key_range(start, stop), device=device)
+        query = torch.arange(self.num_cached + start, self.num_cached + stop, device=device)
+        last = query + 1 if self.stops is None else self.stops[start:stop]
+        seen = key < last[:, None]
         if self.window is not None:
             seen &= key > query[:, None] - self.window
         return seen
 
 
+def _plan_batch(batch: ForwardBatch, kv: KvCache, window: int | None) -> tuple[_Piece, ...]:
+    bounds = batch.cu_seqlens_q.tolist()
+    contexts = batch.context_lens.tolist()
+    pieces: list[_Piece] = []
+    for i, (start, stop, context) in enumerate(zip(bounds, bounds[1:], contexts, strict=False)):
+        stops = None if batch.attend_stops is None else batch.attend_stops[start:stop]
+        view = _View(stop - start, context, window, stops)
+        pieces += _plan_sequence(start, view, batch.block_tables[i], kv.block_size)
+    return tuple(pieces)
+
+
 def _plan_sequence(
     q_start: int, view: _View, block_table: torch.Tensor, block_size: int
-) -> _SequencePlan:
-    q_stop = q_start + view.q_len
-    is_whole = view.context_len == view.q_len
-    if is_whole and view.is_causal:
-        return _SequencePlan(q_start, q_stop, slots=None, mask=None, is_causal=view.q_len > 1)
-    # A single query sees every key from the first one that is read.
-    mask = None if view.q_len == 1 else view.mask(block_table.device)
-    if is_whole:
-        return _SequencePlan(q_start, q_stop, slots=None, mask=mask, is_causal=False)
-    slots = slots_in_blocks(block_table, block_size, view.first_key, view.context_len)
-    return _SequencePlan(
-        q_start, q_stop, slots=_contiguous_or_index(slots), mask=mask, is_causal=False
-    )
+) -> Iterator[_Piece]:
+    """Pieces of one sequence whose first query is row `q_start`."""
+    if view.num_cached == 0 and view.is_causal:
+        rows = slice(q_start, q_start + view.q_len)
+        yield _Piece(rows, rows, from_cache=False, is_causal=view.q_len > 1)
+        return
+    for start in range(0, view.q_len, MAX_MASKED_QUERIES):
+        stop = min(start + MAX_MASKED_QUERIES, view.q_len)
+        rows = slice(q_start + start, q_start + stop)
+        mask = view.mask(start, stop, block_table.device)
+        first, last = view.key_range(start, stop)
+        if view.num_cached == 0:
+            keys = slice(q_start + first, q_start + last)
+            yield _Piece(rows, keys, from_cache=False, mask=mask)
+        else:
+            slots = slots_in_blocks(block_table, block_size, first, last)
+            yield _Piece(rows, _contiguous_or_index(slots), from_cache=True, mask=mask)
 
 
 def _contiguous_or_index(slots: torch.Tensor) -> torch.Tensor | slice:
@@ -170,24 +181,27 @@ def _contiguous_or_index(slots: torch.Tensor) -> torch.Tensor | slice:
     return slots
 
 
-def _context(
-    slots: torch.Tensor | slice | None, cached: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+def _read(
+    piece: _Piece, cached: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of one sequence, each `[num_keys, kv_heads, head_dim]`."""
-    if slots is None:
-        return k, v
-    both = cached[:, slots] if isinstance(slots, slice) else cached.index_select(1, slots)
+    """Keys and values of one piece, each `[num_keys, kv_heads, head_dim]`."""
+    if not piece.from_cache:
+        return k[piece.keys], v[piece.keys]
+    if isinstance(piece.keys, slice):
+        both = cached[:, piece.keys]
+    else:
+        both = cached.index_select(1, piece.keys)
     return both[0], both[1]
 
 
 def _attend_one(
-    sequence: _SequencePlan,
+    piece: _Piece,
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    """Attention of one sequence into `out` `[q_len, heads, head_dim]`.
+    """Attention of one piece into `out` `[q_len, heads, head_dim]`.
 
     Query heads that share a KV head become the head dimension of a batch over KV heads, so grouped
     queries read keys and values through a stride of zero instead of a copy per head.
@@ -207,7 +221,7 @@ def _attend_one(
         grouped.permute(1, 2, 0, 3),
         keys.expand(shape),
         values.expand(shape),
-        attn_mask=sequence.mask,
-        is_causal=sequence.is_causal,
+        attn_mask=piece.mask,
+        is_causal=piece.is_causal,
     )
     out.view(grouped.shape).copy_(result.permute(2, 0, 1, 3))

@@ -63,3 +63,22 @@ def test_disagreeing_sizes_are_refused(sequence: SequenceInput, message: str) ->
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one sequence"):
         ForwardBatch.pack([], block_size=4)
+
+
+def test_spans_say_how_far_each_token_sees() -> None:
+    plain = SequenceInput([1, 2], [4, 5], [0, 1], num_cached_tokens=4)
+    # The first span is cached, the second begins in the cache, the third is new.
+    spans = SequenceInput(
+        [1] * 6, range(3, 9), [2, 3, 4], 3, bidirectional_spans=[(0, 2), (2, 5), (6, 8)]
+    )
+    batch = ForwardBatch.pack([plain, spans], block_size=4)
+    assert batch.attend_stops is not None
+    assert batch.attend_stops.tolist() == [5, 6, 5, 5, 6, 8, 8, 9]
+    assert ForwardBatch.pack([plain], block_size=4).attend_stops is None
+
+
+def test_a_step_must_not_cut_a_span() -> None:
+    cut = SequenceInput([1] * 3, range(3), [0], bidirectional_spans=[(1, 4)])
+    with pytest.raises(ValueError, match=r"span 1\.\.4 is cut at token 3"):
+        ForwardBatch.pack([cut], block_size=4)
+    ForwardBatch.pack([SequenceInput([1], [0], [0], bidirectional_spans=[(1, 4)])], block_size=4)

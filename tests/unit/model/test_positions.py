@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.errors import RequestFailed
-from shared.model.positions import MediaGrid, mrope_positions
+from shared.model.positions import MediaGrid, media_spans, mrope_positions
 from shared.modelspec import VisionSpec
 
 IMAGE, VIDEO = 150, 151
@@ -67,3 +67,10 @@ def test_disagreeing_media_are_refused(
 ) -> None:
     with pytest.raises(RequestFailed, match=message):
         mrope_positions(np.array(ids), grids, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("rows", "spans"), [([], ()), ([3], ((3, 4),)), ([1, 2, 3, 6, 7, 9], ((1, 4), (6, 8), (9, 10)))]
+)
+def test_spans_are_runs_of_rows(rows: list[int], spans: tuple[tuple[int, int], ...]) -> None:
+    assert media_spans(np.array(rows, dtype=np.int64)) == spans
