@@ -96,10 +96,5 @@ class PictureLoader:
     def _measure(self, data: bytes, sha256: str) -> Picture:
         width, height = open_picture(data, self._limits).size
         layout = self._sizer.measure(height, width)
-        return Picture(
-            sha256=sha256,
-            content_key=content_key(sha256, self._spec.fingerprint, self._spec.preprocessor_hash),
-            grid_thw=layout.grid_thw,
-            num_tokens=layout.num_tokens,
-            pieces=layout.pieces,
-        )
+        key = content_key(sha256, self._spec.fingerprint, self._spec.preprocessor_hash)
+        return Picture.of(sha256, key, layout)

@@ -60,6 +60,11 @@ class MediaItem(Message):
         runs = self.runs or ((self.offset, self.num_tokens),)
         return tuple((start, start + length) for start, length in runs)
 
+    @property
+    def stop(self) -> int:
+        """Row behind its last placeholder: from here on the prompt no longer needs it."""
+        return self.spans[-1][1]
+
     @model_validator(mode="after")
     def _runs_add_up(self) -> MediaItem:
         end = self.offset

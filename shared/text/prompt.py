@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
-from shared.media.sizing.base import Piece
+from shared.media.sizing.base import ImageLayout, Piece
 from shared.messages.descriptor import MediaItem
 from shared.text.chat_template import ChatTemplate
 from shared.text.guard import SpecialTokenGuard
@@ -34,6 +34,11 @@ class Picture:
     grid_thw: tuple[int, int, int]
     num_tokens: int
     pieces: tuple[Piece, ...] = ()
+
+    @classmethod
+    def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Picture:
+        """A picture by what its model's sizing rule makes of it."""
+        return cls(sha256, content_key, layout.grid_thw, layout.num_tokens, layout.pieces)
 
     @property
     def runs(self) -> tuple[int, ...]:

@@ -165,13 +165,8 @@ def _measured(data: bytes, spec: ModelSpec) -> Picture:
     picture = open_picture(data, PictureLimits())
     assert spec.vision is not None
     layout = spec.vision.sizing.measure(picture.height, picture.width)
-    return Picture(
-        sha256="0" * 64,
-        content_key=content_key("0" * 64, spec.fingerprint, spec.preprocessor_hash),
-        grid_thw=layout.grid_thw,
-        num_tokens=layout.num_tokens,
-        pieces=layout.pieces,
-    )
+    key = content_key("0" * 64, spec.fingerprint, spec.preprocessor_hash)
+    return Picture.of("0" * 64, key, layout)
 
 
 def hf_inputs(processor: Any, parts: Sequence[str | bytes]) -> Any:

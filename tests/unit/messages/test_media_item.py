@@ -29,6 +29,7 @@ def test_one_run_needs_no_list() -> None:
 def test_several_runs() -> None:
     several = item(runs=((5, 2), (9, 4)))
     assert several.spans == ((5, 7), (9, 13))
+    assert (item().stop, several.stop) == (11, 13)
     assert decode(encode(several), MediaItem) == several
 
 
