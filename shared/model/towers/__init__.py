@@ -2,6 +2,7 @@
 
 `pixels` what goes in · `build` makes a family's tower without weights · `base` what every tower
 does · `patches` Qwen-VL · `tiles` towers with one picture size, of which `llava`, `anyres`,
-`gemma3`, `internvl` and `idefics3` differ in what follows the tower. transformers is imported only
-when a tower is built, so that prefill and decode processes never import it.
+`internvl` and `projected` (Gemma 3, Idefics3, SmolVLM) differ in what follows the tower.
+transformers is imported only when a tower is built, so that prefill and decode processes never
+import it.
 """

@@ -16,20 +16,19 @@ from torch import nn
 from shared.model.tower_families import TowerFamily, TowerKind
 from shared.model.towers.anyres import AnyresTower
 from shared.model.towers.base import VisionTower
-from shared.model.towers.gemma3 import Gemma3Tower
-from shared.model.towers.idefics3 import Idefics3Tower
 from shared.model.towers.internvl import InternVLTower
 from shared.model.towers.llava import LlavaTower
 from shared.model.towers.patches import PatchTower
+from shared.model.towers.projected import ProjectedTower
 from shared.model.vision.spec import VisionSpec
 
 _KINDS: Mapping[TowerKind, type[VisionTower]] = {
     "patches": PatchTower,
     "llava": LlavaTower,
     "anyres": AnyresTower,
-    "gemma3": Gemma3Tower,
+    "gemma3": ProjectedTower,
     "internvl": InternVLTower,
-    "idefics3": Idefics3Tower,
+    "idefics3": ProjectedTower,
 }
 
 

@@ -1,4 +1,5 @@
-"""Gemma 3: SigLIP's features, pooled to a fixed number of rows and projected."""
+"""Gemma 3, Idefics3 and SmolVLM: SigLIP's last features through the family's own projector, which
+pools them (Gemma 3) or joins neighbours (Idefics3)."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from shared.model.tower_families import TowerFamily
 from shared.model.towers.tiles import TileTower
 
 
-class Gemma3Module(nn.Module):
-    """Tower and pooling projector."""
+class ProjectedModule(nn.Module):
+    """Tower and projector, nothing in between."""
 
     def __init__(self, config: Any, family: TowerFamily) -> None:
         from transformers import AutoModel
@@ -29,9 +30,9 @@ class Gemma3Module(nn.Module):
         return projected
 
 
-class Gemma3Tower(TileTower):
-    """One tile a picture."""
+class ProjectedTower(TileTower):
+    """Tiles in the order of the sizing rule."""
 
     @staticmethod
     def assemble(config: Any, family: TowerFamily) -> nn.Module:
-        return Gemma3Module(config, family)
+        return ProjectedModule(config, family)
