@@ -12,28 +12,37 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from shared.modelspec import TextSpec
+
 
 class RmsNorm(nn.Module):
-    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension.
+    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension."""
 
-    With `unit_offset` the factor is `1 + weight`, and it is applied before rounding to x's dtype.
-    """
-
-    def __init__(
-        self, width: int, eps: float, dtype: torch.dtype, *, unit_offset: bool = False
-    ) -> None:
+    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = eps
-        self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
+        return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
+
+
+class UnitOffsetRmsNorm(RmsNorm):
+    """Scales by `1 + weight`, before rounding to x's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(accumulation_dtype(x.dtype))
+        variance = wide.square().mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(variance + self.eps)
-        if self.unit_offset:
-            return (normed * (1.0 + self.weight.to(normed.dtype))).to(x.dtype)
-        return self.weight * normed.to(x.dtype)
+        return (normed * (1.0 + self.weight.to(wide.dtype))).to(x.dtype)
+
+
+def norm_of(spec: TextSpec, width: int, dtype: torch.dtype) -> RmsNorm:
+    """A norm over `width` channels, as this model scales it."""
+    kind = UnitOffsetRmsNorm if spec.norm_unit_offset else RmsNorm
+    return kind(width, spec.rms_norm_eps, dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
