@@ -51,8 +51,8 @@ class PromptMaker:
     def _measure(self, data: bytes) -> Picture:
         assert self._model.sizer is not None, "the model reads text only"
         picture = open_picture(data, PictureLimits())
-        size = self._model.sizer.measure(picture.height, picture.width)
+        layout = self._model.sizer.measure(picture.height, picture.width)
         sha256 = hashlib.sha256(data).hexdigest()
         spec = self._model.spec
         key = content_key(sha256, spec.fingerprint, spec.preprocessor_hash)
-        return Picture(sha256, key, size.grid_thw, size.num_tokens)
+        return Picture.of(sha256, key, layout)

@@ -18,43 +18,16 @@ from shared.model.config_fields import (
     parse_config,
     read_bytes,
     read_optional_bytes,
-    required,
 )
 from shared.model.registry import Family, family_of, language_family
 from shared.model.text_spec import MoeSpec, TextSpec, text_config
+from shared.model.vision.fields import preprocessor_bytes
+from shared.model.vision.spec import VisionSpec
 
 __all__ = ["ModelSpec", "MoeSpec", "TextSpec", "VisionSpec"]
 
 # float64 is not for serving: it is the oracle in which packing and chunking are compared.
 SUPPORTED_DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclass(frozen=True, slots=True)
-class VisionSpec:
-    """Shape of the vision tower's inputs and outputs, and the token ids that stand for media."""
-
-    patch_size: int
-    merge_size: int
-    temporal_patch_size: int
-    in_channels: int
-    out_hidden_size: int
-    tokens_per_second: float | None
-    image_token_id: int
-    video_token_id: int | None
-    vision_start_token_id: int | None
-    vision_end_token_id: int | None
-    min_pixels: int | None
-    max_pixels: int | None
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one flattened patch, the width of `pixel_values`."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
-        """Placeholder tokens, equal to embedding rows, of one picture or clip of this grid."""
-        t, h, w = grid_thw
-        return t * (h // self.merge_size) * (w // self.merge_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +68,20 @@ class ModelSpec:
         config = parse_config(config_bytes, model_dir / "config.json")
         generation_path = model_dir / "generation_config.json"
         generation = parse_config(read_optional_bytes(generation_path), generation_path)
-        preprocessor_path = model_dir / "preprocessor_config.json"
-        preprocessor_bytes = read_optional_bytes(preprocessor_path)
-        preprocessor = parse_config(preprocessor_bytes, preprocessor_path)
         family = family_of(config.get("model_type"))
         _refuse_quantization(config)
         text = text_config(config)
+        text_spec = TextSpec.of(config, language_family(config))
         return cls(
             model_type=family.model_type,
             dtype=_dtype(config, text),
-            text=TextSpec.of(config, language_family(config)),
-            vision=_vision_spec(config, family, preprocessor),
+            text=text_spec,
+            vision=VisionSpec.load(model_dir, config, family.tower, text_spec.hidden_size)
+            if family.tower
+            else None,
             eos_token_ids=_eos_token_ids(generation, text, config),
             fingerprint=_fingerprint(model_dir, config_bytes),
-            preprocessor_hash=hashlib.sha256(preprocessor_bytes).hexdigest()
-            if preprocessor_bytes
-            else "",
+            preprocessor_hash=_preprocessor_hash(model_dir),
         )
 
 
@@ -136,26 +107,9 @@ def _dtype(config: Config, text: Config) -> str:
     return "float32"
 
 
-def _vision_spec(config: Config, family: Family, preprocessor: Config) -> VisionSpec | None:
-    if family.tower is None:
-        return None
-    vision: Config = required(config, "vision_config")
-    size: Config = preprocessor.get("size") or {}
-    tokens_per_second = vision.get("tokens_per_second")
-    return VisionSpec(
-        patch_size=int(vision.get("patch_size", 14)),
-        merge_size=int(vision.get("spatial_merge_size", 2)),
-        temporal_patch_size=int(vision.get("temporal_patch_size", 2)),
-        in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
-        out_hidden_size=int(required(vision, family.tower.out_hidden_field)),
-        tokens_per_second=None if tokens_per_second is None else float(tokens_per_second),
-        image_token_id=int(required(config, "image_token_id")),
-        video_token_id=config.get("video_token_id"),
-        vision_start_token_id=config.get("vision_start_token_id"),
-        vision_end_token_id=config.get("vision_end_token_id"),
-        min_pixels=preprocessor.get("min_pixels") or size.get("shortest_edge"),
-        max_pixels=preprocessor.get("max_pixels") or size.get("longest_edge"),
-    )
+def _preprocessor_hash(model_dir: Path) -> str:
+    raw = preprocessor_bytes(model_dir)
+    return hashlib.sha256(raw).hexdigest() if raw else ""
 
 
 def _eos_token_ids(*sources: Config) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def load_executor(folder: ModelFolder) -> EncodeExecutor:
         device=folder.device,
         on_progress=weights_progress(),
     )
-    return EncodeExecutor(tower, folder.device)
+    return EncodeExecutor(tower)
 
 
 async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) -> EncodeStage:
@@ -36,7 +36,6 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
     stores = await open_stores(
         worker, media_ttl_s=settings.media_ttl_s, media_bytes=settings.media_store_bytes
     )
-    assert folder.spec.vision is not None  # the loader refused a model without a tower
     return EncodeStage(
         worker,
         stores,
@@ -44,6 +43,6 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
         preprocess=preprocess,
         scheduler=EncodeScheduler(settings.max_batch_patches),
         pool_bytes=settings.embedding_pool_bytes,
-        bytes_per_token=folder.spec.vision.out_hidden_size * DTYPE_BYTES[folder.dtype],
+        bytes_per_token=folder.spec.embedding_width * DTYPE_BYTES[folder.dtype],
         max_held=settings.max_held,
     )

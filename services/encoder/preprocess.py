@@ -1,17 +1,29 @@
-"""Picture bytes to patches, exactly as the model's own image processor makes them.
+"""Picture bytes to pixels, exactly as the model's own image processor makes them.
 
-In: the raw bytes of one picture. Out: normalised patches and their grid. Runs in the encoder's
-preprocessing threads, never on the event loop and never on the compute thread.
+In: the raw bytes of one picture. Out: normalised patches or tiles and their grid. Runs in the
+encoder's preprocessing threads, never on the event loop and never on the compute thread.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from services.encoder.executor import Pixels
+from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.picture import PictureLimits, open_picture
+from shared.media.sizing.base import ImageLayout
+from shared.model.towers.pixels import Pixels
+from shared.model.vision.spec import VisionSpec
+from shared.modelspec import ModelSpec
+
+# What the families' processors tell their image processors, whatever the folder says.
+_OPTIONS: dict[str, dict[str, bool]] = {
+    "internvl": {"crop_to_patches": True},
+    "gemma3": {"do_pan_and_scan": False},
+}
 
 
 class PicturePreprocessor:
@@ -20,13 +32,42 @@ class PicturePreprocessor:
     def __init__(self, model_dir: Path, limits: PictureLimits) -> None:
         from transformers import AutoImageProcessor
 
-        self._processor = AutoImageProcessor.from_pretrained(model_dir, backend="pil")
+        spec = ModelSpec.load(model_dir)
+        if spec.vision is None:
+            raise UnsupportedModel(f"model_type={spec.model_type!r} has no vision tower")
+        self._spec: VisionSpec = spec.vision
+        self._options = _OPTIONS.get(spec.model_type, {})
+        self._processor: Any = AutoImageProcessor.from_pretrained(model_dir, backend="pil")
         self._limits = limits
 
     def __call__(self, data: bytes) -> Pixels:
-        """Decode, resize, normalise and cut into patches. Raises `RequestFailed` on a bad
-        picture."""
+        """Decode, resize, normalise and cut. Raises `RequestFailed` on a bad picture."""
         picture = open_picture(data, self._limits)
-        features = self._processor(images=[picture], return_tensors="np")
+        layout = self._spec.sizing.measure(picture.height, picture.width)
+        features = self._processor(images=[picture], return_tensors="np", **self._options)
+        size = (picture.height, picture.width)
+        if self._spec.tiles is not None:
+            return self._tiles(features["pixel_values"], layout, size)
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
-        return Pixels(torch.from_numpy(features["pixel_values"]), (t, h, w))
+        if (t, h, w) != layout.grid_thw:
+            raise _disagree(size, f"a grid of {(t, h, w)}", f"{layout.grid_thw}")
+        return Pixels(torch.from_numpy(features["pixel_values"]), (t, h, w), size)
+
+    def _tiles(self, values: Any, layout: ImageLayout, size: tuple[int, int]) -> Pixels:
+        # Some processors give one list for each picture, some one for all.
+        tiles = np.asarray(values, dtype=np.float32)
+        tiles = tiles.reshape(-1, *tiles.shape[-3:])
+        if len(tiles) != layout.num_tiles:
+            raise _disagree(size, f"{len(tiles)} tiles", f"{layout.num_tiles}")
+        patches = (tiles.shape[-2] // self._spec.patch_size) * (
+            tiles.shape[-1] // self._spec.patch_size
+        )
+        return Pixels(torch.from_numpy(tiles), layout.grid_thw, size, patches_per_value=patches)
+
+
+def _disagree(size: tuple[int, int], made: str, counted: str) -> RequestFailed:
+    return RequestFailed(
+        FailureKind.INTERNAL,
+        f"the image processor made {made} of a picture of {size[1]}x{size[0]} pixels, "
+        f"the model's sizing rule gives {counted}",
+    )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from services.encoder.executor import EncodeExecutor, Pixels
+from services.encoder.executor import EncodeExecutor
 from services.encoder.scheduler import EncodeScheduler
 from shared.bus import subjects
 from shared.bus.base import KeyValue, ObjectStore, WorkQueue
@@ -28,6 +28,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import MediaItem
 from shared.messages.refs import EmbeddingRef, embedding_lease_id
 from shared.messages.work import EncodeTask
+from shared.model.towers.pixels import Pixels
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped

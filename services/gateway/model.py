@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UnsupportedModel
-from shared.media.image_size import ImageSizer
+from shared.media.sizing.base import ImageSizing
 from shared.messages.control import Role
 from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
@@ -30,7 +30,7 @@ class ServedModel:
     spec: ModelSpec
     tokenizer: TextTokenizer
     prompts: PromptBuilder
-    sizer: ImageSizer | None
+    sizer: ImageSizing | None
     default_temperature: float
 
     @classmethod
@@ -38,13 +38,12 @@ class ServedModel:
         """Raises `UnsupportedModel` with the file and field that stand in the way."""
         spec = ModelSpec.load(model_dir)
         tokenizer = TextTokenizer.load(model_dir)
-        image_token_id = spec.vision.image_token_id if spec.vision else None
         return cls(
             name=name,
             spec=spec,
             tokenizer=tokenizer,
-            prompts=PromptBuilder(tokenizer, ChatTemplate.load(model_dir), image_token_id),
-            sizer=ImageSizer.of(spec.vision) if spec.vision else None,
+            prompts=_prompt_builder(model_dir, spec, tokenizer),
+            sizer=spec.vision.sizing if spec.vision else None,
             default_temperature=0.0 if _is_greedy(model_dir) else 1.0,
         )
 
@@ -59,6 +58,15 @@ class ServedModel:
             for role in (Role.ENCODE, Role.PREFILL, Role.DECODE)
             if role is not Role.ENCODE or (pictures and self.sizer is not None)
         )
+
+
+def _prompt_builder(model_dir: Path, spec: ModelSpec, tokenizer: TextTokenizer) -> PromptBuilder:
+    return PromptBuilder(
+        tokenizer,
+        ChatTemplate.load(model_dir),
+        image_token_id=spec.vision.image_token_id if spec.vision else None,
+        template_token_id=spec.vision.template_token_id if spec.vision else None,
+    )
 
 
 def _is_greedy(model_dir: Path) -> bool:

@@ -20,8 +20,8 @@ from shared.errors import FailureKind, RequestFailed
 from shared.media.content_key import content_key
 from shared.media.data_url import decode_data_url, is_data_url
 from shared.media.fetch import MediaFetcher
-from shared.media.image_size import ImageSizer
 from shared.media.picture import PictureLimits, open_picture
+from shared.media.sizing.base import ImageSizing
 from shared.modelspec import ModelSpec
 from shared.text.prompt import Picture
 
@@ -50,7 +50,7 @@ class PictureLoader:
     def __init__(
         self,
         spec: ModelSpec,
-        sizer: ImageSizer,
+        sizer: ImageSizing,
         limits: PictureLimits,
         fetcher: MediaFetcher,
         pool: Executor,
@@ -95,10 +95,6 @@ class PictureLoader:
 
     def _measure(self, data: bytes, sha256: str) -> Picture:
         width, height = open_picture(data, self._limits).size
-        size = self._sizer.measure(height, width)
-        return Picture(
-            sha256=sha256,
-            content_key=content_key(sha256, self._spec.fingerprint, self._spec.preprocessor_hash),
-            grid_thw=size.grid_thw,
-            num_tokens=size.num_tokens,
-        )
+        layout = self._sizer.measure(height, width)
+        key = content_key(sha256, self._spec.fingerprint, self._spec.preprocessor_hash)
+        return Picture.of(sha256, key, layout)

@@ -116,8 +116,9 @@ def _sequence(each: PromptInput) -> SequenceInput:
 def _media_rows(request: RequestDescriptor) -> IntArray:
     """Rows of the prompt that are placeholders, in the order of the embeddings' rows."""
     runs = [
-        np.arange(item.offset, item.offset + item.num_tokens, dtype=np.int64)
+        np.arange(start, stop, dtype=np.int64)
         for item in request.media
+        for start, stop in item.spans
     ]
     return np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
 

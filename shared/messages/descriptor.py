@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.messages.base import Message
 
@@ -40,8 +40,10 @@ class MediaItem(Message):
     """One picture of a request, in prompt order.
 
     `sha256` names the raw bytes in the media store; `content_key` names the embedding (bytes, model
-    and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging; the
-    placeholders occupy `[offset, offset + num_tokens)` of the prompt.
+    and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging, or the
+    grid of tiles, as the family's sizing rule gives it. The picture's `num_tokens` placeholders
+    begin at `offset` of the prompt; `runs` are their (start, length) where marks stand between
+    them, and empty where they are one run.
     """
 
     kind: Literal["image"]
@@ -50,6 +52,33 @@ class MediaItem(Message):
     grid_thw: tuple[int, int, int]
     offset: Annotated[int, Field(ge=0)]
     num_tokens: Annotated[int, Field(ge=1)]
+    runs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First row and row behind the last of every run of placeholders, in prompt order."""
+        runs = self.runs or ((self.offset, self.num_tokens),)
+        return tuple((start, start + length) for start, length in runs)
+
+    @property
+    def stop(self) -> int:
+        """Row behind its last placeholder: from here on the prompt no longer needs it."""
+        return self.spans[-1][1]
+
+    @model_validator(mode="after")
+    def _runs_add_up(self) -> MediaItem:
+        end = self.offset
+        for start, stop in self.spans:
+            if start < end or stop <= start:
+                raise ValueError(f"runs={self.runs} overlap, are empty or begin before the offset")
+            end = stop
+        if self.spans[0][0] != self.offset or self.num_tokens != sum(
+            stop - start for start, stop in self.spans
+        ):
+            raise ValueError(
+                f"runs={self.runs} do not hold {self.num_tokens} placeholders from {self.offset}"
+            )
+        return self
 
 
 class RequestDescriptor(Message):

@@ -22,7 +22,11 @@ ProgressCallback = Callable[[int, int], None]
 Destination = torch.Tensor | tuple[torch.Tensor, ...]
 
 # Buffers that older checkpoints stored although they follow from the config.
-_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
+_IGNORED_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
+    "embeddings.position_ids",
+)
 _INDEX_NAME = "model.safetensors.index.json"
 
 

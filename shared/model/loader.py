@@ -16,7 +16,8 @@ from shared.errors import UnsupportedModel
 from shared.model.attention import AttentionBackend
 from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part_names
 from shared.model.decoder import LanguageModel
-from shared.model.towers import VisionTower
+from shared.model.towers.base import VisionTower
+from shared.model.towers.build import build_tower
 from shared.modelspec import ModelSpec
 
 
@@ -57,7 +58,7 @@ def load_vision_tower(
     spec = spec or ModelSpec.load(model_dir)
     if spec.vision is None or spec.family.tower is None:
         raise UnsupportedModel(f"model_type={spec.model_type!r} has no vision tower")
-    tower = VisionTower.build(
+    tower = build_tower(
         model_dir, spec.family.tower, spec.vision, TORCH_DTYPES[dtype or spec.dtype], device
     )
     fill_from_checkpoint(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shared.errors import UnsupportedModel
-from shared.model import config_defaults
+from shared.model import config_defaults, tower_families
+from shared.model.tower_families import TowerFamily
 
 Part = Literal["language", "vision"]
 
@@ -24,16 +25,6 @@ Part = Literal["language", "vision"]
 #   unrotated   layers without rotary positions, if `use_sliding_window`
 #   pattern     all but every `sliding_window_pattern`-th layer
 SlidingRule = Literal["none", "all", "late", "unrotated", "pattern"]
-
-
-@dataclass(frozen=True, slots=True)
-class TowerFamily:
-    """Where a vision tower comes from and how its checkpoint names begin."""
-
-    module: str
-    class_name: str
-    out_hidden_field: str
-    prefixes: tuple[str, ...] = ("model.visual.", "visual.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +76,9 @@ class Family:
         None for names outside every known prefix.
         """
         if self.tower is not None:
-            for prefix in self.tower.prefixes:
-                if tensor_name.startswith(prefix):
-                    return "vision", tensor_name.removeprefix(prefix)
+            local_name = self.tower.local_name(tensor_name)
+            if local_name is not None:
+                return "vision", local_name
         for prefix, local_prefix in _LANGUAGE_PREFIXES:
             if tensor_name.startswith(prefix):
                 return "language", local_prefix + tensor_name.removeprefix(prefix)
@@ -113,17 +104,6 @@ _LANGUAGE_PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("lm_head.", "lm_head."),
     ("model.", ""),
-)
-
-_QWEN2_VL_TOWER = TowerFamily(
-    module="transformers.models.qwen2_vl.modeling_qwen2_vl",
-    class_name="Qwen2VisionTransformerPretrainedModel",
-    out_hidden_field="hidden_size",
-)
-_QWEN2_5_VL_TOWER = TowerFamily(
-    module="transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-    class_name="Qwen2_5_VisionTransformerPretrainedModel",
-    out_hidden_field="out_hidden_size",
 )
 
 FAMILIES: dict[str, Family] = {
@@ -182,7 +162,7 @@ FAMILIES: dict[str, Family] = {
             qkv_bias=True,
             mrope=True,
             default_rope_theta=1_000_000.0,
-            tower=_QWEN2_VL_TOWER,
+            tower=tower_families.QWEN2_VL,
         ),
         Family(
             "qwen2_5_vl",
@@ -191,8 +171,17 @@ FAMILIES: dict[str, Family] = {
             qkv_bias=True,
             mrope=True,
             default_rope_theta=1_000_000.0,
-            tower=_QWEN2_5_VL_TOWER,
+            tower=tower_families.QWEN2_5_VL,
         ),
+        Family("qwen3_vl", tower=tower_families.QWEN3_VL),
+        Family("qwen3_vl_moe", tower=tower_families.QWEN3_VL_MOE),
+        Family("llava", defaults=config_defaults.LLAMA, tower=tower_families.LLAVA),
+        Family("llava_next", defaults=config_defaults.LLAMA, tower=tower_families.LLAVA_NEXT),
+        Family("llava_onevision", tower=tower_families.LLAVA_ONEVISION),
+        Family("gemma3", tower=tower_families.GEMMA3),
+        Family("internvl", tower=tower_families.INTERNVL),
+        Family("idefics3", defaults=config_defaults.LLAMA, tower=tower_families.IDEFICS3),
+        Family("smolvlm", defaults=config_defaults.LLAMA, tower=tower_families.SMOLVLM),
     )
 }
 

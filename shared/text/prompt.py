@@ -1,17 +1,21 @@
 """Messages to a prompt: token ids with exact placeholder runs, and where each picture sits.
 
-In: chat messages whose pictures have been measured. Out: `Prompt`. The template writes one
-placeholder token for each picture; here it becomes a run as long as the picture has merged patches.
-Special tokens in a user's text are ordinary text (see `guard`), so only the template places them.
+In: chat messages whose pictures have been measured. Out: `Prompt`. The template writes one token
+for each picture. In the text that becomes the picture's marks with one placeholder for each run, so
+that marks are tokenised together with their neighbours, as the reference processors do it; in the
+ids every placeholder becomes a run. Special tokens in a user's text are ordinary text (see
+`guard`), so only the template places them.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import FailureKind, RequestFailed
+from shared.errors import FailureKind, RequestFailed, UnsupportedModel
+from shared.media.sizing.base import ImageLayout, Piece
 from shared.messages.descriptor import MediaItem
 from shared.text.chat_template import ChatTemplate
 from shared.text.guard import SpecialTokenGuard
@@ -20,12 +24,34 @@ from shared.text.tokenizer import TextTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that has been opened and measured; see `MediaItem` for the fields."""
+    """A picture that has been opened and measured; see `MediaItem` for the fields.
+
+    `pieces` are its marks and the lengths of its runs, in order; empty means one run and no marks.
+    """
 
     sha256: str
     content_key: str
     grid_thw: tuple[int, int, int]
     num_tokens: int
+    pieces: tuple[Piece, ...] = ()
+
+    @classmethod
+    def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Picture:
+        """A picture by what its model's sizing rule makes of it."""
+        return cls(sha256, content_key, layout.grid_thw, layout.num_tokens, layout.pieces)
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Lengths of its placeholder runs."""
+        return tuple(piece for piece in self._pieces if isinstance(piece, int))
+
+    def text(self, placeholder: str) -> str:
+        """What stands in the prompt for it, every run shortened to one placeholder."""
+        return "".join(placeholder if isinstance(p, int) else p for p in self._pieces)
+
+    @property
+    def _pieces(self) -> tuple[Piece, ...]:
+        return self.pieces or (self.num_tokens,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +73,23 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts for one model. Without state between calls; safe to use from several threads.
 
-    `image_token_id` is None for a model that reads text only.
+    `image_token_id` is the placeholder, None for a model that reads text only. `template_token_id`
+    is what the template writes for a picture, the placeholder itself unless given.
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer, template: ChatTemplate, image_token_id: int | None
+        self,
+        tokenizer: TextTokenizer,
+        template: ChatTemplate,
+        image_token_id: int | None,
+        template_token_id: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._image_token_id = image_token_id
+        self._wants_parts = image_token_id is not None and not self._template_takes_strings()
+        self._placeholder = self._token_text(image_token_id)
+        self._template_token = self._token_text(template_token_id) or self._placeholder
 
     def build(self, messages: Sequence[ChatMessage]) -> Prompt:
         """Raises `RequestFailed` (bad request) if the template cannot express the messages."""
@@ -64,12 +98,15 @@ class PromptBuilder:
         pictures = [
             part for message in messages for part in message.content if isinstance(part, Picture)
         ]
-        return self._place(guard.encode(rendered), pictures)
+        ids = guard.encode(self._with_marks(rendered, pictures))
+        return self._place(self._with_leading(ids), pictures)
 
     def _plain(self, message: ChatMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
         """A message as templates expect it. Templates of text-only models know strings only."""
         if isinstance(message.content, str):
-            return {"role": message.role, "content": guard.hide(message.content)}
+            text = guard.hide(message.content)
+            parts = [{"type": "text", "text": text}]
+            return {"role": message.role, "content": parts if self._wants_parts else text}
         texts = [part for part in message.content if isinstance(part, str)]
         if self._image_token_id is None and len(texts) == len(message.content):
             return {"role": message.role, "content": guard.hide("\n".join(texts))}
@@ -79,39 +116,80 @@ class PromptBuilder:
         ]
         return {"role": message.role, "content": parts}
 
-    def _place(self, template_ids: list[int], pictures: Sequence[Picture]) -> Prompt:
-        """Expand the i-th placeholder token into the run of the i-th picture."""
-        num_placeholders = template_ids.count(self._image_token_id or -1)
-        if self._image_token_id is None:
-            num_placeholders = 0
-        if num_placeholders != len(pictures):
+    def _template_takes_strings(self) -> bool:
+        """Some templates of vision models drop a plain string without a word."""
+        probe = secrets.token_hex(8)
+        try:
+            return probe in self._template.render([{"role": "user", "content": probe}])
+        except RequestFailed:
+            return False
+
+    def _token_text(self, token_id: int | None) -> str:
+        text = "" if token_id is None else self._tokenizer.token_text(token_id)
+        if text is None:
+            raise UnsupportedModel(
+                f"token {token_id} stands for pictures but is not in tokenizer.json, "
+                f"which has {self._tokenizer.vocab_size} tokens"
+            )
+        return text
+
+    def _with_marks(self, rendered: str, pictures: Sequence[Picture]) -> str:
+        """The template's token for the i-th picture becomes the picture's own text."""
+        between = rendered.split(self._template_token) if self._template_token else [rendered]
+        if len(between) != len(pictures) + 1:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"the model's chat template placed {num_placeholders} pictures of the "
+                f"the model's chat template placed {len(between) - 1} pictures of the "
                 f"{len(pictures)} in these messages",
             )
-        waiting = iter(pictures)
+        shown = (picture.text(self._placeholder) for picture in pictures)
+        return between[0] + "".join(a + b for a, b in zip(shown, between[1:], strict=True))
+
+    def _with_leading(self, ids: list[int]) -> list[int]:
+        """Processors of vision models let the tokenizer begin the prompt if the template did not;
+        templates of text models are alone responsible."""
+        leading = list(self._tokenizer.leading_ids)
+        if self._image_token_id is None or ids[: len(leading)] == leading:
+            return ids
+        return leading + ids
+
+    def _place(self, short_ids: list[int], pictures: Sequence[Picture]) -> Prompt:
+        """Every placeholder becomes the run that it stands for."""
+        waiting = [(index, run) for index, each in enumerate(pictures) for run in each.runs]
+        # A token in a prompt without pictures is text, whatever its id.
+        placeholder = self._image_token_id if pictures else None
+        num_placeholders = sum(token_id == placeholder for token_id in short_ids)
+        if num_placeholders != len(waiting):
+            raise RequestFailed(
+                FailureKind.BAD_REQUEST,
+                f"the prompt has {num_placeholders} placeholders where the pictures need "
+                f"{len(waiting)}: {self._placeholder!r} is no token of its own or stands in a text",
+            )
         ids: list[int] = []
-        media: list[MediaItem] = []
-        for token_id in template_ids:
-            if token_id != self._image_token_id:
+        starts: list[list[int]] = [[] for _ in pictures]
+        runs = iter(waiting)
+        for token_id in short_ids:
+            if token_id != placeholder:
                 ids.append(token_id)
                 continue
-            picture = next(waiting)
-            media.append(_media_item(picture, offset=len(ids)))
-            ids += [token_id] * picture.num_tokens
+            index, length = next(runs)
+            starts[index].append(len(ids))
+            ids += [token_id] * length
+        media = [_media_item(*each) for each in zip(pictures, starts, strict=True)]
         return Prompt(token_ids=tuple(ids), media=tuple(media))
 
 
 _PICTURE = {"type": "image"}
 
 
-def _media_item(picture: Picture, offset: int) -> MediaItem:
+def _media_item(picture: Picture, starts: Sequence[int]) -> MediaItem:
+    runs = tuple(zip(starts, picture.runs, strict=True))
     return MediaItem(
         kind="image",
         sha256=picture.sha256,
         content_key=picture.content_key,
         grid_thw=picture.grid_thw,
-        offset=offset,
+        offset=starts[0],
         num_tokens=picture.num_tokens,
+        runs=runs if len(runs) > 1 else (),
     )

@@ -27,6 +27,7 @@ class TextTokenizer:
         self.special_tokens: Mapping[str, int] = {
             token.content: token_id for token_id, token in added.items() if token.special
         }
+        self.leading_ids = self._leading_ids()
 
     @classmethod
     def load(cls, model_dir: Path) -> TextTokenizer:
@@ -44,6 +45,17 @@ class TextTokenizer:
     def encode_text(self, text: str) -> list[int]:
         """Ids of text in which special tokens are ordinary characters."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
+
+    def token_text(self, token_id: int) -> str | None:
+        """What a template writes for this token; None for an id outside the vocabulary."""
+        text: str | None = self._template.id_to_token(token_id)
+        return text
+
+    def _leading_ids(self) -> tuple[int, ...]:
+        """Special tokens that the tokenizer puts in front of any text if it is not told not to."""
+        encoded = self._template.encode("a", add_special_tokens=True)
+        is_special = [*encoded.special_tokens_mask, 0]
+        return tuple(encoded.ids[: is_special.index(0)])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids; special tokens are left out, undecodable bytes become U+FFFD."""

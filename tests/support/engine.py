@@ -15,9 +15,11 @@ import torch
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
+from shared.messages.descriptor import MediaItem
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.loader import load_language_model, load_vision_tower
-from shared.model.positions import media_spans, prompt_positions
+from shared.model.positions import MediaGrid, media_spans, prompt_positions
+from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.models import Prompt
 
@@ -59,7 +61,7 @@ class Engine:
         embeddings = None
         if prompt.pixel_values is not None:
             assert self.tower is not None
-            embeddings = torch.cat(self.tower.encode(prompt.pixel_values, prompt.grid_thw))
+            embeddings = torch.cat(self.tower.encode(prompt.pixels))
         return self.start_embedded(
             prompt.token_ids, positions, next_pos, prompt.media_index, embeddings
         )
@@ -82,6 +84,20 @@ class Engine:
             media_embeddings,
             self.pool.allocate(self.geometry.blocks_for(len(token_ids))),
             bidirectional_spans=spans,
+        )
+
+    def begin(
+        self, token_ids: Sequence[int], media: Sequence[MediaItem], pictures: Sequence[Pixels]
+    ) -> Running:
+        """The same for a prompt as the gateway builds it and pictures as the encoder gets them."""
+        grids = [MediaGrid(*item.grid_thw) for item in media]
+        positions, next_pos = prompt_positions(token_ids, grids, self.spec)
+        rows = [np.arange(start, stop) for item in media for start, stop in item.spans]
+        media_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        assert self.tower is not None
+        embeddings = torch.cat(self.tower.encode(pictures)) if pictures else None
+        return self.start_embedded(
+            np.array(token_ids), positions, next_pos, media_index, embeddings
         )
 
     def append(self, running: Running, token: int) -> None:

@@ -19,6 +19,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from shared.model.positions import MediaGrid
+from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.text_configs import ROPE, TEXT, TEXT_FAMILIES, text_configs
 
@@ -173,6 +174,16 @@ class Prompt:
     def grid_thw(self) -> torch.Tensor:
         """`[num_pictures, 3]` int64."""
         return torch.tensor([(grid.t, grid.h, grid.w) for grid in self.grids])
+
+    @property
+    def pixels(self) -> list[Pixels]:
+        """The pictures one by one, as a tower takes them."""
+        assert self.pixel_values is not None
+        sizes = [grid.t * grid.h * grid.w for grid in self.grids]
+        return [
+            Pixels(values, (grid.t, grid.h, grid.w))
+            for values, grid in zip(torch.split(self.pixel_values, sizes), self.grids, strict=True)
+        ]
 
     @property
     def media_index(self) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shared.model.loader import load_vision_tower
+from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.models import VISION_FAMILIES, Prompt, load_reference, make_prompt
 
@@ -21,12 +22,10 @@ def test_packed_pictures_equal_single_ones(
 ) -> None:
     tower = load_vision_tower(model_dir_of(family), dtype="float64")
     prompt = make_prompt_for(family, model_dir_of)
-    assert prompt.pixel_values is not None
-    packed = tower.encode(prompt.pixel_values, prompt.grid_thw)
+    packed = tower.encode(prompt.pixels)
     assert [embedding.shape for embedding in packed] == [(14, 32), (1, 32), (15, 32)]
-    pieces = torch.split(prompt.pixel_values, [h * w for h, w in GRIDS])
-    for embedding, pixels, grid in zip(packed, pieces, prompt.grid_thw, strict=True):
-        alone = tower.encode(pixels, grid[None])[0]
+    for embedding, picture in zip(packed, prompt.pixels, strict=True):
+        alone = tower.encode([picture])[0]
         assert float((alone - embedding).abs().max()) <= 1e-10
 
 
@@ -38,7 +37,7 @@ def test_embeddings_equal_transformers(family: str, model_dir_of: Callable[[str]
     reference = load_reference(family, model_dir_of(family), torch.float32)
     with torch.no_grad():
         features = reference.model.get_image_features(prompt.pixel_values, prompt.grid_thw)
-    ours = tower.encode(prompt.pixel_values, prompt.grid_thw)
+    ours = tower.encode(prompt.pixels)
     for mine, theirs in zip(ours, features.pooler_output, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
@@ -46,7 +45,7 @@ def test_embeddings_equal_transformers(family: str, model_dir_of: Callable[[str]
 def test_wrong_patch_counts_are_refused(model_dir_of: Callable[[str], Path]) -> None:
     tower = load_vision_tower(model_dir_of("qwen2_vl"))
     with pytest.raises(ValueError, match=r"pixel_values \[3, 96\] for grids of 4 patches"):
-        tower.encode(torch.zeros(3, 96), torch.tensor([[1, 2, 2]]))
+        tower.encode([Pixels(torch.zeros(3, 96), (1, 2, 2))])
 
 
 def make_prompt_for(family: str, model_dir_of: Callable[[str], Path]) -> Prompt:

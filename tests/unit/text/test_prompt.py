@@ -3,8 +3,11 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 
-from shared.errors import RequestFailed
+from shared.errors import RequestFailed, UnsupportedModel
 from shared.runtime.settings import DEMO_MODEL
 from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import ChatMessage, Picture, PromptBuilder
@@ -107,3 +110,88 @@ def test_a_text_model_gets_strings():
     text_only = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     prompt = PromptBuilder(TOKENIZER, text_only, None).build([user("one", "two")])
     assert TOKENIZER.decode(prompt.token_ids) == "one\ntwo"
+
+
+def with_marks(name: str, *pieces: str | int) -> Picture:
+    return Picture(
+        name * 64, name * 64, (1, 1, 2), sum(p for p in pieces if isinstance(p, int)), pieces
+    )
+
+
+def test_marks_stand_between_the_runs_of_a_picture():
+    first, second = with_marks("a", "(", 3, ")\n(", 2, ")"), with_marks("b", 4, "!")
+    prompt = BUILDER.build([user("x", first, second)])
+    assert [item.num_tokens for item in prompt.media] == [5, 4]
+    assert [len(item.runs) for item in prompt.media] == [2, 0]
+    rows = [row for item in prompt.media for span in item.spans for row in range(*span)]
+    assert rows == [i for i, token in enumerate(prompt.token_ids) if token == IMAGE_PAD]
+    (start, stop), (again, end) = prompt.media[0].spans
+    assert (stop - start, end - again) == (3, 2)
+    assert TOKENIZER.decode(prompt.token_ids[stop:again]) == ")\n("
+    assert prompt.media[0].offset == start
+
+
+def test_marks_are_tokenised_with_their_neighbours():
+    """As the reference processors do, which put marks into the text before they tokenise it."""
+    joining = ChatTemplate(
+        "{% for m in messages %}{% for c in m.content %}"
+        "{{ c.text if c.type == 'text' else '<|image_pad|>' }}{% endfor %}{% endfor %}"
+    )
+    builder = PromptBuilder(TOKENIZER, joining, IMAGE_PAD)
+    prompt = builder.build([user("a ca", with_marks("a", "ts and ", 2, " dogs"), " run")])
+    plain = builder.build([user("a cats and ", picture("a", 2), " dogs run")])
+    assert prompt.token_ids == plain.token_ids
+    assert prompt.media[0].spans == plain.media[0].spans
+    pieces = ["a ca", "ts and "]
+    assert list(plain.token_ids[: plain.media[0].offset]) != [
+        token for piece in pieces for token in TOKENIZER.encode_text(piece)
+    ]
+
+
+def test_another_token_of_the_template_may_stand_for_a_picture():
+    vision_start = TOKENIZER.special_tokens["<|vision_start|>"]
+    template = ChatTemplate(
+        "{% for m in messages %}{% for c in m.content %}"
+        "{{ c.text if c.type == 'text' else '<|vision_start|>' }}{% endfor %}{% endfor %}"
+    )
+    builder = PromptBuilder(TOKENIZER, template, IMAGE_PAD, vision_start)
+    prompt = builder.build([user("x", with_marks("a", "<|vision_start|>", 2, "<|vision_end|>"))])
+    start = prompt.media[0].offset
+    assert prompt.token_ids[start - 1 :] == (
+        vision_start,
+        IMAGE_PAD,
+        IMAGE_PAD,
+        TOKENIZER.special_tokens["<|vision_end|>"],
+    )
+
+
+PARTS_ONLY = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_drops_strings_gets_parts():
+    builder = PromptBuilder(TOKENIZER, ChatTemplate(PARTS_ONLY), IMAGE_PAD)
+    prompt = builder.build([ChatMessage("user", "hello there")])
+    assert TOKENIZER.decode(prompt.token_ids) == "hello there"
+
+
+def test_marks_that_hold_a_placeholder_are_refused():
+    with pytest.raises(RequestFailed, match="2 placeholders where the pictures need 1"):
+        BUILDER.build([user(with_marks("a", "<|image_pad|>", 2))])
+
+
+def test_a_placeholder_outside_the_vocabulary_is_an_unsupported_model():
+    with pytest.raises(UnsupportedModel, match="token 999999 stands for pictures but is not in"):
+        PromptBuilder(TOKENIZER, ChatTemplate.load(DEMO_MODEL), 999_999)
+
+
+def test_the_tokenizer_begins_the_prompts_of_a_vision_model():
+    tokenizer = Tokenizer(WordLevel({"<s>": 0, "<image>": 1, "hi": 2, "?": 3}, unk_token="?"))
+    tokenizer.add_special_tokens(["<s>", "<image>"])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    ours = TextTokenizer(tokenizer.to_str())
+    strings = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    begun = ChatTemplate("<s>{% for m in messages %}{{ m.content }}{% endfor %}")
+    hi = [ChatMessage("user", "hi")]
+    assert PromptBuilder(ours, strings, 1).build(hi).token_ids == (0, 2)
+    assert PromptBuilder(ours, begun, 1).build(hi).token_ids == (0, 2)
+    assert PromptBuilder(ours, strings, None).build(hi).token_ids == (2,)

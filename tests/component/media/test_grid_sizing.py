@@ -1,4 +1,4 @@
-"""The gateway and the model's image processor must agree on every size."""
+"""The gateway and the Qwen-VL image processor must agree on every size."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from shared.errors import RequestFailed
-from shared.media.image_size import ImageSizer
+from shared.media.sizing.grid import GridSizing
 from shared.modelspec import ModelSpec
 from shared.runtime.settings import DEMO_MODEL
 
@@ -26,7 +26,7 @@ SETTINGS = st.sampled_from(
 @settings(max_examples=4000, deadline=None)
 @given(SIDES, SIDES, SETTINGS)
 def test_equals_the_image_processor(height, width, kwargs):
-    sizer, processor = ImageSizer(**kwargs), Qwen2VLImageProcessorPil(**kwargs)
+    sizer, processor = GridSizing(**kwargs), Qwen2VLImageProcessorPil(**kwargs)
     if max(height, width) / min(height, width) > 200:
         with pytest.raises(RequestFailed, match="aspect ratio"):
             sizer.measure(height, width)
@@ -46,4 +46,4 @@ def test_equals_the_grid_of_a_real_picture(shape):
     picture = Image.fromarray(np.zeros((height, width, 3), np.uint8))
     grid = processor(images=[picture], return_tensors="np")["image_grid_thw"][0]
     vision = ModelSpec.load(DEMO_MODEL).vision
-    assert ImageSizer.of(vision).measure(height, width).grid_thw == tuple(grid)
+    assert vision.sizing.measure(height, width).grid_thw == tuple(grid)
