@@ -143,10 +143,11 @@ class TransportCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         now = self._counters()
         moved = CounterMetricFamily(
-            f"{PREFIX}transfer_bytes", "Tensor bytes moved out of band", labels=["direction"]
+            f"{PREFIX}transfer_bytes", "Tensor bytes moved; local: in memory", labels=["direction"]
         )
         moved.add_metric(["sent"], now.bytes_sent)
         moved.add_metric(["received"], now.bytes_received)
+        moved.add_metric(["local"], now.bytes_local)
         yield moved
         transfers = CounterMetricFamily(
             f"{PREFIX}transfers", "Segments moved", labels=["direction"]

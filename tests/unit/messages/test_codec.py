@@ -26,7 +26,8 @@ SPAN = SpanRecord(
 
 
 def packed(**changes: object) -> bytes:
-    envelope = {"v": 1, "t": "CancelRequest", "b": {"request_id": "r", "attempt": 0}, **changes}
+    body = {"request_id": "r", "attempt": 0}
+    envelope = {"v": codec.SCHEMA_VERSION, "t": "CancelRequest", "b": body, **changes}
     return bytes(msgpack.packb(envelope))
 
 
@@ -36,7 +37,7 @@ def packed(**changes: object) -> bytes:
         CANCEL,
         Registration(
             worker=WorkerRef(name="w", incarnation=2**60),
-            role=Role.DECODE,
+            stages=(Role.PREFILL, Role.DECODE),
             model="m",
             compatibility="c",
             host="h",
@@ -64,7 +65,7 @@ def test_attribute_types_survive() -> None:
     [
         (b"", "msgpack"),
         (b"\x01", "int received"),
-        (packed(v=2), "schema version 2"),
+        (packed(v=99), "schema version 99"),
         (packed(t="PrefillTask"), "'PrefillTask' received"),
         (packed(b={"request_id": "r"}), "malformed CancelRequest"),
         (packed(b={"request_id": "r", "attempt": 0, "more": 1}), "malformed CancelRequest"),
