@@ -8,6 +8,8 @@ drives it too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequences
+
 from services.decode.sequence import Sequence
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import FailureKind, RequestFailed, SettingsError
@@ -35,10 +37,11 @@ class DecodeScheduler:
         """Sequences that could still be admitted, memory permitting."""
         return self._max_batch - self._num_admitted
 
-    def try_admit(self, max_context_tokens: int) -> BlockHandle | None:
+    def try_admit(self, max_context_tokens: int, shared: Sequences[int] = ()) -> BlockHandle | None:
         """Reserve a slot and the blocks of a whole answer; None if there is no room now.
 
-        Raises `RequestFailed` if there could never be.
+        `shared` are blocks of this pool that hold the sequence already: they are its first ones.
+        Raises `RequestFailed` if there could never be room.
         """
         needed = -(-max_context_tokens // self._pool.block_size)
         if needed > self._pool.num_blocks:
@@ -47,10 +50,11 @@ class DecodeScheduler:
                 f"prompt and max_tokens together take {needed} KV blocks, "
                 f"a decode worker has {self._pool.num_blocks}",
             )
-        if self.num_free_slots < 1 or needed > self._pool.num_free:
+        shared = shared[:needed]
+        if self.num_free_slots < 1 or needed - len(shared) > self._pool.num_free:
             return None
         self._num_admitted += 1
-        return self._pool.allocate(needed)
+        return self._pool.allocate(needed - len(shared), shared=shared)
 
     def withdraw(self, blocks: BlockHandle) -> None:
         """Undo an admission whose sequence was never started."""

@@ -2,7 +2,9 @@
 
 A task is admitted when there are blocks for its longest possible answer and landing memory for its
 KV; the KV is pulled from the prefill worker, moved into the blocks, and the lease released. From
-then on the sequence takes part in every step. The task is acknowledged when its answer is
+then on the sequence takes part in every step. A sequence that was prefilled in this very process
+comes without a task (see `HandOver`) or under a lease of its own; its blocks are taken over as they
+are. The task is acknowledged when its answer is
 complete: if this process dies, the redelivered task finds its KV gone and the gateway, which knows
 every token that reached the client, has the request computed again.
 """
@@ -25,6 +27,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
+from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -50,6 +53,7 @@ class DecodeStage:
         landing: Landing,
         geometry: KvGeometry,
         pull_timeout_s: float,
+        hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
         self._tasks = tasks
@@ -62,7 +66,8 @@ class DecodeStage:
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._guard = StepGuard(Role.DECODE.value)
         self._work = Signal()
-        self._room = Signal()
+        self._hand_over = hand_over
+        self._room = hand_over.room if hand_over is not None else Signal()
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish the running answers."""
@@ -80,7 +85,9 @@ class DecodeStage:
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
+                handed_over = scope.create_task(self._take_from_here(stop))
                 await intake.run(stop, self._worker.drain_s)
+                await handed_over
                 steps.cancel()
 
     async def step(self) -> None:
@@ -107,6 +114,26 @@ class DecodeStage:
     async def _steps(self) -> None:
         while True:
             await self.step()
+
+    async def _take_from_here(self, stop: Stop) -> None:
+        """Take what this process prefills until the stop; return when its answers are complete.
+
+        They belong to prefill's tasks, whose time to drain is bounded.
+        """
+        if self._hand_over is None:
+            return
+        hand_over = self._hand_over
+        hand_over.open(self._accept)
+        try:
+            await stop.wait()
+        finally:
+            hand_over.close()
+        await hand_over.room.until(lambda: hand_over.num_answers == 0)
+
+    def _accept(self, prefilled: Prefilled) -> Answer | None:
+        longest = prefilled.request.max_context_tokens
+        blocks = self._scheduler.try_admit(longest, shared=prefilled.block_ids)
+        return self._generate(_handed_over(prefilled, blocks)) if blocks is not None else None
 
     def _apply(
         self, batch: Sequences[Sequence], tokens: Sequences[int | None]
@@ -137,14 +164,27 @@ class DecodeStage:
 
     async def _serve(self, task: DecodeTask, ticket: Ticket) -> None:
         longest = task.request.max_context_tokens
-        blocks = await self._room.until(lambda: self._scheduler.try_admit(longest))
+        blocks = await self._room.until(
+            lambda: self._scheduler.try_admit(longest, shared=self._own_blocks(task))
+        )
         try:
-            await self._land(task, blocks, ticket)
+            if self._own_blocks(task):
+                ticket.admit()
+                await self._worker.transport.release(task.kv.tensor, task.request.request_id)
+            else:
+                await self._land(task, blocks, ticket)
         except BaseException:
             self._scheduler.withdraw(blocks)
             self._room.notify()
             raise
         await self._generate(_sequence(task, blocks))
+
+    def _own_blocks(self, task: DecodeTask) -> tuple[int, ...]:
+        """The blocks that this process has leased to the task; empty if others hold its KV."""
+        tensor = task.kv.tensor
+        if self._hand_over is None or tensor.owner != self._worker.me:
+            return ()
+        return self._hand_over.leased(tensor.lease_id)
 
     async def _land(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> None:
         """Pull the KV into landing memory and move it into the sequence's blocks."""
@@ -215,4 +255,19 @@ def _sequence(task: DecodeTask, blocks: BlockHandle) -> Sequence:
         next_pos=task.kv.next_pos,
         last_token_id=task.last_token_id,
         next_index=task.next_index,
+    )
+
+
+def _handed_over(prefilled: Prefilled, blocks: BlockHandle) -> Sequence:
+    request = prefilled.request
+    return Sequence(
+        request_id=request.request_id,
+        attempt=request.attempt,
+        gateway=request.gateway,
+        sampling=request.sampling,
+        blocks=blocks,
+        kv_len=request.num_tokens,
+        next_pos=prefilled.next_pos,
+        last_token_id=prefilled.last_token_id,
+        next_index=request.next_index + 1,
     )

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
 from shared.bus import subjects
-from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import TORCH_DTYPES
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder
-from shared.runtime.kv_memory import num_kv_blocks
-from shared.runtime.language import load_language
+from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
-from shared.telemetry.metrics import PrefillMetrics, watch_kv_usage
+from shared.telemetry.metrics import PrefillMetrics
 from shared.transport.landing import Landing
 
 
-def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> PrefillExecutor:
-    """The language model and its KV cache, from the folder's language weights only. Blocks."""
-    model, kv = load_language(folder, block_size, num_blocks)
-    return PrefillExecutor(model, kv, folder.spec)
-
-
-async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) -> PrefillStage:
-    """Load the model and join it to the worker."""
-    geometry = folder.geometry(settings.block_size)
-    num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
-    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
-    pool = BlockPool(num_blocks, settings.block_size, name="prefill KV")
-    watch_kv_usage(worker.registry, Role.PREFILL.value, lambda: pool.num_used / num_blocks)
+async def build(
+    worker: Worker,
+    folder: ModelFolder,
+    settings: PrefillSettings,
+    language: Language | None = None,
+) -> PrefillStage:
+    """Load the model, unless the process has it already, and join it to the worker."""
+    language = language or await open_language(
+        worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
+    )
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     links = await open_links(worker, folder, settings)
     return PrefillStage(
         worker,
         links,
-        executor=executor,
-        scheduler=PrefillScheduler(pool, max_batch_tokens=settings.max_batch_tokens),
+        executor=PrefillExecutor(language.model, language.kv, folder.spec),
+        scheduler=PrefillScheduler(language.pool, max_batch_tokens=settings.max_batch_tokens),
         landing=landing,
-        geometry=geometry,
+        geometry=language.kv.geometry,
         max_held=settings.max_held,
+        hand_over=language.hand_over,
     )
 
 

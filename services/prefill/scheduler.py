@@ -16,12 +16,18 @@ from shared.errors import FailureKind, RequestFailed, SettingsError
 
 
 class PrefillJob(Protocol):
-    """What the scheduler needs to know of a prompt; `blocks` is set when it is scheduled."""
+    """What the scheduler needs to know of a prompt; `blocks` is set when it is scheduled.
+
+    It takes part with `num_tokens` and gets blocks for `num_block_tokens`, which may be more.
+    """
 
     blocks: BlockHandle | None
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def num_block_tokens(self) -> int: ...
 
 
 J = TypeVar("J", bound=PrefillJob)
@@ -61,7 +67,7 @@ class PrefillScheduler(Generic[J]):
 
     def add(self, job: J) -> None:
         """A prompt is ready. Raises `RequestFailed` if it can never fit."""
-        self.check_fits(job.num_tokens)
+        self.check_fits(job.num_block_tokens)
         self._waiting.append(job)
 
     def cancel(self, job: J) -> None:
@@ -77,7 +83,7 @@ class PrefillScheduler(Generic[J]):
             head = self._waiting[0]
             if batch and num_tokens + head.num_tokens > self._max_batch_tokens:
                 break
-            needed = self.blocks_for(head.num_tokens)
+            needed = self.blocks_for(head.num_block_tokens)
             if needed > self._pool.num_free:
                 break
             head.blocks = self._pool.allocate(needed)

@@ -5,6 +5,8 @@ computed together with others, sends its first token straight to the gateway, an
 under a lease for the decoder. The blocks stay its own until the decoder has pulled them: full
 decoders therefore stop prefill, and prefill stops taking tasks. The prefill task is acknowledged
 only when the decode task is queued, so a killed worker's prompts are computed again elsewhere.
+Where this process decodes as well, its own decode stage comes first (see `HandOver`); the prefill
+task then stands for the whole answer.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
+from shared.runtime.hand_over import HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -49,13 +52,16 @@ INSTANT_GATHER_BYTES = 1024 * 1024
 class PrefillJob:
     """One prompt on its way through the model.
 
-    `blocks` are set by the scheduler. They are freed by whoever sees the job end: the step if the
-    job was dropped while it was being computed, otherwise the task that owns it or its lease.
+    `blocks` are set by the scheduler. They have room for `num_block_tokens`, which are the
+    prompt's, and the answer's as well where that is decoded in them. They are freed by whoever sees
+    the job end: the step if the job was dropped while it was being computed, otherwise the task
+    that owns it or its lease.
     """
 
     request: RequestDescriptor
     prompt: PreparedPrompt
     embeddings: torch.Tensor | None
+    num_block_tokens: int
     blocks: BlockHandle | None = None
     in_step: bool = False
     dropped: bool = False
@@ -112,6 +118,7 @@ class PrefillStage:
         landing: Landing,
         geometry: KvGeometry,
         max_held: int,
+        hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
         self._links = links
@@ -122,7 +129,8 @@ class PrefillStage:
         self._max_held = max_held
         self._metrics = links.metrics
         self._guard = StepGuard(Role.PREFILL.value)
-        self._work = Signal()
+        self._here = hand_over
+        self._work = hand_over.room if hand_over is not None else Signal()
         self._room = Signal()
 
     async def run(self, stop: Stop) -> None:
@@ -131,7 +139,7 @@ class PrefillStage:
             self._links.tasks,
             self._serve,
             stage=Role.PREFILL.value,
-            has_room=lambda: intake.num_held < self._max_held,
+            has_room=lambda: intake.num_held - self._num_answers < self._max_held,
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
@@ -193,7 +201,10 @@ class PrefillStage:
 
     async def _serve(self, task: PrefillTask, ticket: Ticket) -> None:
         request = task.request
-        self._scheduler.check_fits(request.num_tokens)
+        num_block_tokens = request.num_tokens
+        if self._here is not None:  # a prompt never waits for blocks that others wait with as well
+            num_block_tokens = request.max_context_tokens
+        self._scheduler.check_fits(num_block_tokens)
         # A prompt that contradicts itself is refused here, before it shares a step with others.
         prompt = self._executor.prepare(request)
         async with self._landing.reserved(
@@ -201,7 +212,7 @@ class PrefillStage:
         ):
             ticket.admit()
             embeddings = await self._links.receiver.receive(request)
-            job = PrefillJob(request, prompt, embeddings)
+            job = PrefillJob(request, prompt, embeddings, num_block_tokens)
             first = await self._computed(job)
             job.embeddings = None
         assert job.blocks is not None
@@ -230,10 +241,18 @@ class PrefillStage:
         )
         return first
 
+    @property
+    def _num_answers(self) -> int:
+        """Tasks that are being decoded in this process: they take no room here any more."""
+        return self._here.num_answers if self._here is not None else 0
+
     async def _hand_over(
         self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
     ) -> None:
-        """Expose the KV and queue the decode task; from here on the lease owns the blocks."""
+        """Decode here if there is room, else expose the KV and queue the decode task; from there
+        on the lease owns the blocks."""
+        if self._here is not None and await self._decoded_here(self._here, request, blocks, first):
+            return
         kv = self._expose(request, blocks, first)
         task = DecodeTask(
             request=request,
@@ -246,6 +265,29 @@ class PrefillStage:
         except BaseException:
             self._worker.transport.revoke(kv.tensor.lease_id)
             raise
+
+    async def _decoded_here(
+        self, here: HandOver, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
+    ) -> bool:
+        """Wait for the answer; False if the decode stage of this process has no room."""
+        prefilled = Prefilled(request, blocks.block_ids, first.token_id, first.next_pos)
+        try:
+            answer = await here.offer(prefilled)
+        except BaseException:
+            blocks.free()
+            here.room.notify()
+            raise
+        if answer is None:
+            return False
+        blocks.free()  # the answer has references of its own
+        here.num_answers += 1
+        self._room.notify()
+        try:
+            await answer
+        finally:
+            here.num_answers -= 1
+            here.room.notify()
+        return True
 
     async def _queue_decode(self, task: DecodeTask) -> None:
         request = task.request
@@ -261,8 +303,12 @@ class PrefillStage:
                 await asyncio.sleep(QUEUE_FULL_RETRY_S)
 
     def _expose(self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken) -> KvRef:
+        lease_id = f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}"
+
         def released() -> None:
             blocks.free()
+            if self._here is not None:
+                self._here.ended(lease_id)
             self._work.notify()
 
         block_ids, num_tokens = blocks.block_ids, request.num_tokens
@@ -274,11 +320,13 @@ class PrefillStage:
             is_instant=num_bytes <= INSTANT_GATHER_BYTES,
         )
         tensor = self._worker.transport.expose(
-            f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}",
+            lease_id,
             [segment],
             holders=[request.request_id],
             on_release=released,
         )
+        if self._here is not None:
+            self._here.opened(lease_id, block_ids)
         kv_len = (num_tokens,) * self._geometry.num_layers
         return KvRef(tensor=tensor, kv_len=kv_len, next_pos=first.next_pos)
 

@@ -1,8 +1,8 @@
 """A worker process from start to end: connect, load, register, serve, drain.
 
-In: the stages to host, their settings, and a function that builds them. The process is registered from the
-start and says `ready` only when its stages take tasks; its registration lapses by itself when the
-process dies. Knows all links of a worker and nothing of what a stage does.
+In: the stages to host, their settings, and a function that builds them. The process is registered
+from the start and says `ready` only when its stages take tasks; its registration lapses by itself
+when the process dies. Knows all links of a worker and nothing of what a stage does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which stages share a process, as users write it: `2E 1P 1D`, `1EP 2D`, `1EPD`.
 
-In: the text of a setting. Out: one set of stages per worker process, or a `SettingsError` that names
-the setting, its value and what is allowed. Pure: starts nothing and knows no process.
+In: the text of a setting. Out: one set of stages per worker process, or a `SettingsError` that
+names the setting, its value and what is allowed. Pure: starts nothing and knows no process.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ class Picture:
 class Prompt:
     num_tokens: int
     blocks: BlockHandle | None = None
+    num_answer_tokens: int = 0
+
+    @property
+    def num_block_tokens(self) -> int:
+        return self.num_tokens + self.num_answer_tokens
 
 
 def sequence(blocks: BlockHandle, *, max_tokens: int = 8, stop: tuple[int, ...] = ()) -> Sequence:
@@ -86,6 +91,15 @@ class TestPrefillScheduler:
         assert [len(p.blocks or ()) for p in prompts[:2]] == [3, 4]
         assert pool.num_free == 3
 
+    def test_a_prompt_gets_the_blocks_of_its_answer_as_well_where_it_asks_for_them(self) -> None:
+        scheduler, pool = self.make()
+        prompt = Prompt(33, num_answer_tokens=40)
+        scheduler.add(prompt)
+        assert scheduler.next_batch() == [prompt]
+        assert pool.num_used == 5
+        with pytest.raises(RequestFailed, match="11 KV blocks"):
+            scheduler.add(Prompt(16, num_answer_tokens=145))
+
     def test_a_prompt_without_blocks_waits_and_is_not_overtaken(self) -> None:
         scheduler, pool = self.make()
         held = pool.allocate(8)
@@ -135,6 +149,28 @@ class TestDecodeScheduler:
         scheduler, _ = self.make()
         with pytest.raises(RequestFailed, match="11 KV blocks.* has 10"):
             scheduler.try_admit(161)
+
+    def test_blocks_that_hold_the_sequence_already_are_shared_not_copied(self) -> None:
+        scheduler, pool = self.make()
+        with pool.allocate(3) as prefilled:
+            blocks = scheduler.try_admit(5 * 16, shared=prefilled.block_ids)
+            assert blocks is not None
+            assert blocks.block_ids[:3] == prefilled.block_ids
+            assert (len(blocks), pool.num_free) == (5, 5)
+            assert [pool.ref_count(i) for i in blocks.block_ids] == [2, 2, 2, 1, 1]
+        assert pool.num_free == 5  # the first owner is gone, the sequence still holds them
+        assert scheduler.try_admit(6 * 16, shared=blocks.block_ids[:0]) is None
+        scheduler.withdraw(blocks)
+        assert pool.num_free == 10
+
+    def test_more_shared_blocks_than_needed_are_left_to_their_owner(self) -> None:
+        scheduler, pool = self.make()
+        prefilled = pool.allocate(4)
+        blocks = scheduler.try_admit(2 * 16, shared=prefilled.block_ids)
+        assert blocks is not None
+        assert blocks.block_ids == prefilled.block_ids[:2]
+        prefilled.free()
+        assert pool.num_used == 2
 
     def test_a_withdrawn_admission_gives_all_back(self) -> None:
         scheduler, pool = self.make(max_batch=1)
