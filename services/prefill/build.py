@@ -6,19 +6,21 @@ import asyncio
 
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
+from services.prefill.job import PrefillJob
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
 from shared.bus import subjects
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import TORCH_DTYPES
+from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder
 from shared.runtime.kv_memory import num_kv_blocks
 from shared.runtime.language import load_language
 from shared.runtime.worker import Worker
-from shared.telemetry.metrics import PrefillMetrics, watch_kv_usage
+from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector, watch_kv_usage
 from shared.transport.landing import Landing
 
 
@@ -42,10 +44,29 @@ async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) 
         worker,
         links,
         executor=executor,
-        scheduler=PrefillScheduler(pool, max_batch_tokens=settings.max_batch_tokens),
+        scheduler=make_scheduler(worker, folder, pool, settings),
         landing=landing,
         geometry=geometry,
         max_held=settings.max_held,
+    )
+
+
+def make_scheduler(
+    worker: Worker, folder: ModelFolder, pool: BlockPool, settings: PrefillSettings
+) -> PrefillScheduler[PrefillJob]:
+    """The scheduler over a pool, whose idle blocks are a prefix cache unless that is off."""
+    prefix = None
+    if settings.prefix_cache:
+        geometry = folder.geometry(pool.block_size)
+        prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
+        worker.registry.register(PrefixCacheCollector(prefix.counters))
+    return PrefillScheduler(
+        pool,
+        max_batch_tokens=settings.max_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
+        max_suspended=settings.max_suspended,
+        priority_step_s=settings.priority_step_s,
+        prefix=prefix,
     )
 
 
