@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
+from services.prefill.job import PrefillJob
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
 from shared.bus import subjects
 from shared.cache.kv_cache import TORCH_DTYPES
+from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
-from shared.telemetry.metrics import PrefillMetrics
+from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
 
 
@@ -35,11 +37,31 @@ async def build(
         worker,
         links,
         executor=PrefillExecutor(language.model, language.kv, folder.spec),
-        scheduler=PrefillScheduler(language.pool, max_batch_tokens=settings.max_batch_tokens),
+        scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
         geometry=language.kv.geometry,
         max_held=settings.max_held,
         hand_over=language.hand_over,
+    )
+
+
+def make_scheduler(
+    worker: Worker, folder: ModelFolder, language: Language, settings: PrefillSettings
+) -> PrefillScheduler[PrefillJob]:
+    """The scheduler over a pool, whose idle blocks are a prefix cache unless that is off."""
+    pool, prefix = language.pool, None
+    if settings.prefix_cache:
+        geometry = language.kv.geometry
+        prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
+        worker.registry.register(PrefixCacheCollector(prefix.counters))
+    return PrefillScheduler(
+        pool,
+        max_batch_tokens=settings.max_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
+        max_suspended=settings.max_suspended,
+        priority_step_s=settings.priority_step_s,
+        prefix=prefix,
+        reserves_answers=language.hand_over is not None,
     )
 
 

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from shared.cache.prefix import PrefixCounters
 from shared.transport.base import TransportCounters
 
 PREFIX = "triptych_"
@@ -84,6 +85,7 @@ class PrefillMetrics:
     batch_tokens: Histogram
     prompt_tokens: Counter
     cached_tokens: Counter
+    suspensions: Counter
     embedding_wait_s: Histogram
     embedding_transfer_s: Histogram
 
@@ -93,8 +95,13 @@ class PrefillMetrics:
         return cls(
             forward_s=make.histogram("prefill_forward_seconds", "One prefill step", _WORK_S),
             batch_tokens=make.histogram("prefill_batch_tokens", "Tokens in a step", _TOKENS),
-            prompt_tokens=make.counter("prompt_tokens", "Prompt tokens prefilled"),
+            prompt_tokens=make.counter(
+                "prompt_tokens", "Tokens of prefilled prompts, cached ones among them"
+            ),
             cached_tokens=make.counter("prompt_tokens_cached", "Prompt tokens found in the cache"),
+            suspensions=make.counter(
+                "prefill_suspensions", "Steps that waited between layers for more urgent prompts"
+            ),
             embedding_wait_s=make.histogram(
                 "encoder_queue_seconds", "Until the embedding of an item was announced", _WAIT_S
             ),
@@ -102,6 +109,22 @@ class PrefillMetrics:
                 "encoder_transfer_seconds", "Pulling one embedding", _WORK_S
             ),
         )
+
+
+class PrefixCacheCollector(Collector):
+    """The prefix cache's own exact counts, in tokens, read when somebody asks."""
+
+    def __init__(self, counters: Callable[[], PrefixCounters]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._counters()
+        yield _total(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache", now.asked_tokens
+        )
+        yield _total("prefix_cache_hits", "Prompt tokens found in it", now.hit_tokens)
+        yield _total("prefix_cache_evictions", "Cached blocks given up", now.evicted_blocks)
+        yield _level("prefix_cache_blocks", "Cached blocks", now.cached_blocks)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The three schedulers, driven with literals."""
+"""The schedulers of encode and decode, driven with literals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from services.encoder.scheduler import EncodeScheduler
-from services.prefill.scheduler import PrefillScheduler
 from shared.cache.block_pool import BlockHandle, BlockPool
-from shared.errors import FailureKind, RequestFailed, SettingsError
+from shared.errors import RequestFailed, SettingsError
 from shared.messages.descriptor import SamplingParams, WorkerRef
 from shared.messages.events import FinishedEvent, FinishReason, TokenEvent
 
@@ -19,17 +18,6 @@ from shared.messages.events import FinishedEvent, FinishReason, TokenEvent
 @dataclass(eq=False)
 class Picture:
     num_patches: int
-
-
-@dataclass(eq=False)
-class Prompt:
-    num_tokens: int
-    blocks: BlockHandle | None = None
-    num_answer_tokens: int = 0
-
-    @property
-    def num_block_tokens(self) -> int:
-        return self.num_tokens + self.num_answer_tokens
 
 
 def sequence(blocks: BlockHandle, *, max_tokens: int = 8, stop: tuple[int, ...] = ()) -> Sequence:
@@ -75,54 +63,6 @@ class TestEncodeScheduler:
     def test_a_budget_below_one_patch_is_refused(self) -> None:
         with pytest.raises(SettingsError, match="max_batch_patches is 0"):
             EncodeScheduler(max_batch_patches=0)
-
-
-class TestPrefillScheduler:
-    def make(self, num_blocks: int = 10) -> tuple[PrefillScheduler[Prompt], BlockPool]:
-        pool = BlockPool(num_blocks, block_size=16)
-        return PrefillScheduler(pool, max_batch_tokens=100), pool
-
-    def test_packs_prompts_within_the_token_budget_and_gives_each_its_blocks(self) -> None:
-        scheduler, pool = self.make()
-        prompts = [Prompt(33), Prompt(60), Prompt(20)]
-        for prompt in prompts:
-            scheduler.add(prompt)
-        assert scheduler.next_batch() == prompts[:2]
-        assert [len(p.blocks or ()) for p in prompts[:2]] == [3, 4]
-        assert pool.num_free == 3
-
-    def test_a_prompt_gets_the_blocks_of_its_answer_as_well_where_it_asks_for_them(self) -> None:
-        scheduler, pool = self.make()
-        prompt = Prompt(33, num_answer_tokens=40)
-        scheduler.add(prompt)
-        assert scheduler.next_batch() == [prompt]
-        assert pool.num_used == 5
-        with pytest.raises(RequestFailed, match="11 KV blocks"):
-            scheduler.add(Prompt(16, num_answer_tokens=145))
-
-    def test_a_prompt_without_blocks_waits_and_is_not_overtaken(self) -> None:
-        scheduler, pool = self.make()
-        held = pool.allocate(8)
-        large, small = Prompt(48), Prompt(16)
-        scheduler.add(large)
-        scheduler.add(small)
-        assert scheduler.next_batch() == []
-        held.free()
-        assert scheduler.next_batch() == [large, small]
-
-    def test_a_prompt_that_can_never_fit_is_refused_with_numbers(self) -> None:
-        scheduler, _ = self.make(num_blocks=2)
-        with pytest.raises(RequestFailed, match="33 tokens takes 3 KV blocks.* has 2") as caught:
-            scheduler.add(Prompt(33))
-        assert caught.value.kind is FailureKind.BAD_REQUEST
-
-    def test_a_cancelled_prompt_takes_no_blocks(self) -> None:
-        scheduler, pool = self.make()
-        prompt = Prompt(16)
-        scheduler.add(prompt)
-        scheduler.cancel(prompt)
-        assert scheduler.next_batch() == []
-        assert pool.num_free == 10
 
 
 class TestDecodeScheduler:
