@@ -54,15 +54,30 @@ def make_scheduler(
         geometry = language.kv.geometry
         prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
         worker.registry.register(PrefixCacheCollector(prefix.counters))
+    max_batch_tokens, chunk_tokens = step_limits(
+        settings, beside_decode=language.hand_over is not None
+    )
     return PrefillScheduler(
         pool,
-        max_batch_tokens=settings.max_batch_tokens,
-        chunk_tokens=settings.chunk_tokens,
+        max_batch_tokens=max_batch_tokens,
+        chunk_tokens=chunk_tokens,
         max_suspended=settings.max_suspended,
         priority_step_s=settings.priority_step_s,
         prefix=prefix,
         reserves_answers=language.hand_over is not None,
     )
+
+
+def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int, int]:
+    """Tokens of a step, and of one prompt in it (0: all).
+
+    Prefill and decode take turns on the device, so a step of the one is a pause of the other.
+    """
+    max_tokens, chunk_tokens = settings.max_batch_tokens, settings.chunk_tokens
+    if not beside_decode or not settings.mixed_step_tokens:
+        return max_tokens, chunk_tokens
+    max_tokens = min(max_tokens, settings.mixed_step_tokens)
+    return max_tokens, min(chunk_tokens or max_tokens, max_tokens)
 
 
 async def open_links(

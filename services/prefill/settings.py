@@ -35,6 +35,13 @@ class PrefillSettings(WorkerSettings):
         "0: every prompt in one",
         json_schema_extra=flag("chunk-tokens", "TOKENS"),
     )
+    mixed_step_tokens: int = Field(
+        256,
+        ge=0,
+        description="Prompt tokens in one forward pass of a process that decodes as well, which is "
+        "how long its running answers pause; 0: as --max-batch-tokens and --chunk-tokens say",
+        json_schema_extra=flag("mixed-step-tokens", "TOKENS"),
+    )
     prefix_cache: bool = Field(
         True,
         description="Keep the KV of prompts while there is room, and start prompts with the same "

@@ -25,7 +25,7 @@ NUM_REQUESTS = 24
 CONCURRENCY = 8
 SETTLED_S = 10.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")

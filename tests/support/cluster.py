@@ -25,7 +25,7 @@ from shared.messages.control import Role
 from shared.runtime.topology import parse_topology
 from tests.support.nats_server import NatsServer, free_port
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 SERVICES = {Role.ENCODE: "encoder", Role.PREFILL: "prefill", Role.DECODE: "decode"}
 
