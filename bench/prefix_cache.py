@@ -119,8 +119,11 @@ class Trace:
     @property
     def is_as_predicted(self) -> bool:
         """Whether the worker counted exactly what the trie says."""
-        measured = (self._since("queries"), self._since("hits"))
-        return measured == (self._asked, self._predicted) and not self._since("evictions")
+        return (
+            self._since("queries") == self._asked
+            and self._since("hits") == self._predicted
+            and self._since("evictions") == 0
+        )
 
     def report(self) -> str:
         """A paragraph of figures."""
