@@ -9,6 +9,8 @@ BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
+    "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
+    "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bench.prefix_trie import BlockTrie
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.cache.prefix import PrefixCache, block_keys
 from shared.errors import OutOfBlocks
+from shared.messages.descriptor import MediaItem
+from shared.text.prompt import Prompt
 
 SIZE = 4
 
@@ -255,3 +258,42 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from("aabbP"), min_size=1, max_size=20), st.sampled_from((CAT, DOG))
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_without_eviction_the_hits_are_those_of_a_trie(
+    sent: list[tuple[list[str], str]],
+) -> None:
+    """The trie that the bench predicts with compares contents; the cache compares keys."""
+    cache, pool = make(256)
+    trie = BlockTrie(SIZE)
+    for letters, picture in sent:
+        token_ids: list[int] = []
+        media: list[MediaItem] = []
+        for letter in letters:
+            if letter == "P":
+                media.append(
+                    MediaItem(
+                        kind="image",
+                        sha256=picture,
+                        content_key=picture,
+                        grid_thw=(1, 2, 6),
+                        offset=len(token_ids),
+                        num_tokens=3,
+                    )
+                )
+            token_ids += [9, 9, 9] if letter == "P" else [ord(letter)]
+        chain = cache.keys_of(token_ids, media)
+        found = cache.match(chain, len(token_ids))
+        assert len(found) * SIZE == trie.add(Prompt(tuple(token_ids), tuple(media)))
+        with pool.allocate(-(-len(token_ids) // SIZE) - len(found), shared=found) as blocks:
+            cache.commit(chain, blocks, len(token_ids))
+    assert cache.counters().evicted_blocks == 0
