@@ -100,6 +100,7 @@ def test_a_kill_under_load_loses_no_request(
         assert response.json()["choices"][0]["token_ids"] == expected
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("topology", ["2EPD", "1E 2PD"])
 def test_a_killed_worker_of_several_stages_loses_and_changes_nothing(
     topology: str, tmp_path: Path, engine: LocalEngine, prompts: PromptMaker
