@@ -228,6 +228,34 @@ async def test_a_stop_lets_the_answers_of_this_process_end(
     assert len(await pipeline.tokens_of("long")) == 100
 
 
+@pytest.mark.parametrize("step_tokens", [32, 0])
+async def test_a_running_answer_goes_on_between_the_steps_of_a_long_prompt(
+    step_tokens: int, folder: ModelFolder, engine: LocalEngine, prompts: PromptMaker
+) -> None:
+    """Decode and prefill take turns; a prompt in one step is one pause, of any length."""
+    running = request(prompts, "running", [], max_tokens=300)
+    long = prompts.request([], "7 " * 300, SamplingParams(temperature=0.0, max_tokens=2))
+    long = long.model_copy(update={"request_id": "long", "gateway": GATEWAY, "model": MODEL})
+    hosts = {"mixed_step_tokens": step_tokens}
+    async with running_pipeline(folder, topology="EPD", hosts=hosts) as pipeline:
+        await pipeline.submit(running, [])
+        await until_tokens(pipeline, "running", 3)
+        num_before = len(pipeline.events["running"])
+        await pipeline.submit(long, [])
+        await until_tokens(pipeline, "long", 1)
+        num_meanwhile = len(pipeline.events["running"]) - num_before
+        assert await pipeline.tokens_of("long") == list(engine.generate(long, []))
+        assert await pipeline.tokens_of("running") == list(engine.generate(running, []))
+        await pipeline.settled()
+        steps = pipeline.workers[Role.PREFILL].registry.get_sample_value(
+            "triptych_prefill_forward_seconds_count"
+        )
+    num_steps = -(-long.num_tokens // step_tokens) if step_tokens else 1
+    assert steps == 1 + num_steps  # the running answer's own prompt, then the long one
+    if step_tokens:
+        assert num_meanwhile >= num_steps - 2
+
+
 async def until_tokens(pipeline: Pipeline, name: str, count: int) -> None:
     async with asyncio.timeout(30), pipeline.arrived:
         await pipeline.arrived.wait_for(lambda: len(pipeline.events.get(name, [])) >= count)
