@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from services.decode.drafting import load_speculator
 from services.decode.executor import DecodeExecutor
-from services.decode.scheduler import DecodeScheduler
-from services.decode.settings import DecodeSettings
+from services.decode.scheduler import DecodeScheduler, ReservePolicy
+from services.decode.settings import DecodeSettings, SpeculationSettings
 from services.decode.stage import DecodeStage
 from shared.bus import subjects
 from shared.cache.block_pool import BlockPool
@@ -20,17 +21,33 @@ from shared.telemetry.metrics import watch_kv_usage
 from shared.transport.landing import Landing
 
 
-def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> DecodeExecutor:
+def load_executor(
+    folder: ModelFolder, block_size: int, num_blocks: int, speculation: SpeculationSettings
+) -> DecodeExecutor:
     """The language model and its KV cache, from the folder's language weights only. Blocks."""
+    speculator = load_speculator(folder, speculation, block_size)
     model, kv = load_language(folder, block_size, num_blocks)
-    return DecodeExecutor(model, kv)
+    return DecodeExecutor(model, kv, speculator=speculator)
+
+
+def reserve_policy(settings: DecodeSettings, bytes_per_block: int) -> ReservePolicy:
+    """The scheduler's part of the settings, in blocks."""
+    speculation = settings.speculation
+    return ReservePolicy(
+        settings.reserve,
+        headroom_tokens=settings.headroom_tokens,
+        swap_blocks=settings.swap_bytes // bytes_per_block,
+        max_draft_tokens=0 if speculation.mode == "off" else speculation.max_draft_tokens,
+    )
 
 
 async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -> DecodeStage:
     """Load the model and join it to the worker."""
     geometry = folder.geometry(settings.block_size)
     num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
-    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
+    executor = await asyncio.to_thread(
+        load_executor, folder, settings.block_size, num_blocks, settings.speculation
+    )
     pool = BlockPool(num_blocks, settings.block_size, name="decode KV")
     watch_kv_usage(worker.registry, Role.DECODE.value, lambda: pool.num_used / num_blocks)
     landing = Landing(settings.landing_bytes)
@@ -39,7 +56,11 @@ async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -
         worker,
         await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
         executor=executor,
-        scheduler=DecodeScheduler(pool, max_batch=settings.max_batch),
+        scheduler=DecodeScheduler(
+            pool,
+            max_batch=settings.max_batch,
+            policy=reserve_policy(settings, geometry.bytes_per_block),
+        ),
         landing=landing,
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
