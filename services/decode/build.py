@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from services.decode.drafting import load_speculator
 from services.decode.executor import DecodeExecutor
-from services.decode.scheduler import DecodeScheduler
+from services.decode.scheduler import DecodeScheduler, ReservePolicy
 from services.decode.settings import DecodeSettings
 from services.decode.stage import DecodeStage
 from shared.bus import subjects
@@ -15,6 +18,17 @@ from shared.runtime.worker import Worker
 from shared.transport.landing import Landing
 
 
+def reserve_policy(settings: DecodeSettings, bytes_per_block: int) -> ReservePolicy:
+    """The scheduler's part of the settings, in blocks."""
+    speculation = settings.speculation
+    return ReservePolicy(
+        settings.reserve,
+        headroom_tokens=settings.headroom_tokens,
+        swap_blocks=settings.swap_bytes // bytes_per_block,
+        max_draft_tokens=0 if speculation.mode == "off" else speculation.max_draft_tokens,
+    )
+
+
 async def build(
     worker: Worker,
     folder: ModelFolder,
@@ -22,18 +36,27 @@ async def build(
     language: Language | None = None,
 ) -> DecodeStage:
     """Load the model, unless the process has it already, and join it to the worker."""
+    # Before the larger part: a draft model that does not fit is told at once.
+    speculator = await asyncio.to_thread(
+        load_speculator, folder, settings.speculation, settings.block_size
+    )
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
+    geometry = language.kv.geometry
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     return DecodeStage(
         worker,
         await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
-        executor=DecodeExecutor(language.model, language.kv),
-        scheduler=DecodeScheduler(language.pool, max_batch=settings.max_batch),
+        executor=DecodeExecutor(language.model, language.kv, speculator=speculator),
+        scheduler=DecodeScheduler(
+            language.pool,
+            max_batch=settings.max_batch,
+            policy=reserve_policy(settings, geometry.bytes_per_block),
+        ),
         landing=landing,
-        geometry=language.kv.geometry,
+        geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         hand_over=language.hand_over,
     )

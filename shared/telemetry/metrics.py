@@ -129,13 +129,18 @@ class PrefixCacheCollector(Collector):
 
 @dataclass(frozen=True)
 class DecodeMetrics:
-    """Keys and values to tokens."""
+    """Keys and values to tokens. Labels: `how` a sequence gave way (`swap`, `recompute`), and the
+    `position` of an accepted token in its draft, from 1."""
 
     step_s: Histogram
     batch_sequences: Histogram
     generation_tokens: Counter
     kv_transfer_s: Histogram
     preemptions: Counter
+    drafts: Counter
+    draft_tokens: Counter
+    accepted_tokens: Counter
+    accepted_at: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -145,7 +150,17 @@ class DecodeMetrics:
             batch_sequences=make.histogram("decode_batch_sequences", "Sequences in a step", _BATCH),
             generation_tokens=make.counter("generation_tokens", "Answer tokens generated"),
             kv_transfer_s=make.histogram("kv_transfer_seconds", "Pulling one sequence", _WORK_S),
-            preemptions=make.counter("num_preemptions", "Sequences put back for want of blocks"),
+            preemptions=_Maker(registry, ("how",)).counter(
+                "num_preemptions", "Sequences put back for want of blocks"
+            ),
+            drafts=make.counter("spec_decode_num_drafts", "Drafts that the model checked"),
+            draft_tokens=make.counter("spec_decode_num_draft_tokens", "Tokens in these drafts"),
+            accepted_tokens=make.counter(
+                "spec_decode_num_accepted_tokens", "Draft tokens that came true"
+            ),
+            accepted_at=_Maker(registry, ("position",)).counter(
+                "spec_decode_num_accepted_tokens_per_pos", "Of these, at this place of a draft"
+            ),
         )
 
 

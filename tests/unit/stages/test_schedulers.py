@@ -71,7 +71,7 @@ class TestDecodeScheduler:
         return DecodeScheduler(pool, max_batch=max_batch), pool
 
     def started(self, scheduler: DecodeScheduler) -> Sequence:
-        blocks = scheduler.try_admit(32)
+        blocks = scheduler.try_admit(10, 32)
         assert blocks is not None
         running = sequence(blocks)
         scheduler.start(running)
@@ -79,34 +79,34 @@ class TestDecodeScheduler:
 
     def test_admits_while_there_are_slots_and_blocks(self) -> None:
         scheduler, pool = self.make()
-        assert scheduler.try_admit(64) is not None
-        assert scheduler.try_admit(6 * 16 + 1) is None  # 7 blocks, 6 free
-        assert scheduler.try_admit(16) is not None
-        assert scheduler.try_admit(16) is None  # no slot
+        assert scheduler.try_admit(10, 64) is not None
+        assert scheduler.try_admit(10, 6 * 16 + 1) is None  # 7 blocks, 6 free
+        assert scheduler.try_admit(10, 16) is not None
+        assert scheduler.try_admit(10, 16) is None  # no slot
         assert pool.num_free == 5
 
     def test_an_answer_that_can_never_fit_is_refused(self) -> None:
         scheduler, _ = self.make()
         with pytest.raises(RequestFailed, match="11 KV blocks.* has 10"):
-            scheduler.try_admit(161)
+            scheduler.try_admit(10, 161)
 
     def test_blocks_that_hold_the_sequence_already_are_shared_not_copied(self) -> None:
         scheduler, pool = self.make()
         with pool.allocate(3) as prefilled:
-            blocks = scheduler.try_admit(5 * 16, shared=prefilled.block_ids)
+            blocks = scheduler.try_admit(10, 5 * 16, shared=prefilled.block_ids)
             assert blocks is not None
             assert blocks.block_ids[:3] == prefilled.block_ids
             assert (len(blocks), pool.num_free) == (5, 5)
             assert [pool.ref_count(i) for i in blocks.block_ids] == [2, 2, 2, 1, 1]
         assert pool.num_free == 5  # the first owner is gone, the sequence still holds them
-        assert scheduler.try_admit(6 * 16, shared=blocks.block_ids[:0]) is None
+        assert scheduler.try_admit(10, 6 * 16, shared=blocks.block_ids[:0]) is None
         scheduler.withdraw(blocks)
         assert pool.num_free == 10
 
     def test_more_shared_blocks_than_needed_are_left_to_their_owner(self) -> None:
         scheduler, pool = self.make()
         prefilled = pool.allocate(4)
-        blocks = scheduler.try_admit(2 * 16, shared=prefilled.block_ids)
+        blocks = scheduler.try_admit(10, 2 * 16, shared=prefilled.block_ids)
         assert blocks is not None
         assert blocks.block_ids == prefilled.block_ids[:2]
         prefilled.free()
@@ -114,7 +114,7 @@ class TestDecodeScheduler:
 
     def test_a_withdrawn_admission_gives_all_back(self) -> None:
         scheduler, pool = self.make(max_batch=1)
-        blocks = scheduler.try_admit(64)
+        blocks = scheduler.try_admit(10, 64)
         assert blocks is not None
         scheduler.withdraw(blocks)
         assert (scheduler.num_free_slots, pool.num_free) == (1, 10)
@@ -122,15 +122,15 @@ class TestDecodeScheduler:
     def test_every_started_sequence_takes_part_in_every_step(self) -> None:
         scheduler, _ = self.make()
         first, second = self.started(scheduler), self.started(scheduler)
-        assert scheduler.next_batch() == [first, second]
+        assert scheduler.next_step().batch == (first, second)
         scheduler.end_step()
         scheduler.retire(first)
-        assert scheduler.next_batch() == [second]
+        assert scheduler.next_step().batch == (second,)
 
     def test_blocks_stay_taken_while_a_step_may_write_them(self) -> None:
         scheduler, pool = self.make()
         running = self.started(scheduler)
-        scheduler.next_batch()
+        scheduler.next_step()
         scheduler.retire(running)
         scheduler.retire(running)
         assert pool.num_free == 8
