@@ -8,6 +8,9 @@ import sys
 BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
+    "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
+    "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
+    "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 
@@ -18,7 +21,7 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
-            print(f"  {bench:<10}{meaning}")
+            print(f"  {bench:<14}{meaning}")
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()

@@ -11,7 +11,7 @@ from services.gateway.model import ServedModel
 from shared.media.content_key import content_key
 from shared.media.picture import PictureLimits, open_picture
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
-from shared.text.prompt import ChatMessage, Picture
+from shared.text.prompt import ChatMessage, Picture, Prompt
 from shared.text.tokenizer import TextTokenizer
 
 DEADLINE_S = 600.0
@@ -33,8 +33,8 @@ class PromptMaker:
         self, pictures: Sequence[bytes], question: str, sampling: SamplingParams
     ) -> RequestDescriptor:
         """One user turn: the pictures first, then the question."""
-        parts: tuple[str | Picture, ...] = (*map(self._measure, pictures), question)
-        prompt = self._model.prompts.build([ChatMessage("user", parts)])
+        parts: tuple[str | Picture, ...] = (*map(self.measure, pictures), question)
+        prompt = self.build([ChatMessage("user", parts)])
         now_s = time.time()
         return RequestDescriptor(
             request_id="bench",
@@ -48,7 +48,12 @@ class PromptMaker:
             deadline_unix_s=now_s + DEADLINE_S,
         )
 
-    def _measure(self, data: bytes) -> Picture:
+    def build(self, messages: Sequence[ChatMessage]) -> Prompt:
+        """The prompt of a whole chat."""
+        return self._model.prompts.build(messages)
+
+    def measure(self, data: bytes) -> Picture:
+        """A picture as a part of a message."""
         assert self._model.sizer is not None, "the model reads text only"
         picture = open_picture(data, PictureLimits())
         layout = self._model.sizer.measure(picture.height, picture.width)

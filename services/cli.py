@@ -22,14 +22,18 @@ COMMANDS = {
     "encoder": ("services.encoder.__main__", "Run an encode worker"),
     "prefill": ("services.prefill.__main__", "Run a prefill worker"),
     "decode": ("services.decode.__main__", "Run a decode worker"),
+    "worker": ("services.worker.__main__", "Run a worker of several stages"),
 }
 """Name -> (module with `main(argv) -> None`, what it does)."""
+
+WORKERS = ("encoder", "prefill", "decode", "worker")
 
 EXAMPLES = """\
 examples:
   triptych demo                                    see it work, in seconds
   triptych up --model Qwen/Qwen2.5-VL-3B-Instruct  serve a model on this machine
   triptych up --decodes 2 --port 9000              two decode workers, another port
+  triptych up --topology "1EP 2D"                  which stages share a process
   triptych ask plate.png "What number is on it?"   ask, and see where the time went
   triptych decode --nats-url nats://10.0.0.5:4222  one worker of a larger cluster
 
@@ -65,7 +69,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 def missing_package(command: str, package: str) -> str:
     """Which extra to install for a package that is not there."""
-    extra = "worker,ucx-cu12" if command in ("encoder", "prefill", "decode") else "gateway"
+    extra = "worker,ucx-cu12" if command in WORKERS else "gateway"
     return f"the package {package} is missing: pip install 'triptych[{extra}]'"
 
 

@@ -83,6 +83,7 @@ class FailureKind(StrEnum):
     MEDIA_MISSING = "media_missing"
     WORKER_LOST = "worker_lost"
     OVERLOADED = "overloaded"
+    PREEMPTED = "preempted"
     INTERNAL = "internal"
 
 

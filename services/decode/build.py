@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import asyncio
 
+from services.decode.drafting import load_speculator
 from services.decode.executor import DecodeExecutor
-from services.decode.scheduler import DecodeScheduler
+from services.decode.scheduler import DecodeScheduler, ReservePolicy
 from services.decode.settings import DecodeSettings
 from services.decode.stage import DecodeStage
 from shared.bus import subjects
-from shared.cache.block_pool import BlockPool
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
 from shared.runtime.host import ModelFolder
-from shared.runtime.kv_memory import num_kv_blocks
-from shared.runtime.language import load_language
+from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
-from shared.telemetry.metrics import watch_kv_usage
 from shared.transport.landing import Landing
 
 
-def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> DecodeExecutor:
-    """The language model and its KV cache, from the folder's language weights only. Blocks."""
-    model, kv = load_language(folder, block_size, num_blocks)
-    return DecodeExecutor(model, kv)
+def reserve_policy(settings: DecodeSettings, bytes_per_block: int) -> ReservePolicy:
+    """The scheduler's part of the settings, in blocks."""
+    speculation = settings.speculation
+    return ReservePolicy(
+        settings.reserve,
+        headroom_tokens=settings.headroom_tokens,
+        swap_blocks=settings.swap_bytes // bytes_per_block,
+        max_draft_tokens=0 if speculation.mode == "off" else speculation.max_draft_tokens,
+    )
 
 
-async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -> DecodeStage:
-    """Load the model and join it to the worker."""
-    geometry = folder.geometry(settings.block_size)
-    num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
-    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
-    pool = BlockPool(num_blocks, settings.block_size, name="decode KV")
-    watch_kv_usage(worker.registry, Role.DECODE.value, lambda: pool.num_used / num_blocks)
+async def build(
+    worker: Worker,
+    folder: ModelFolder,
+    settings: DecodeSettings,
+    language: Language | None = None,
+) -> DecodeStage:
+    """Load the model, unless the process has it already, and join it to the worker."""
+    # Before the larger part: a draft model that does not fit is told at once.
+    speculator = await asyncio.to_thread(
+        load_speculator, folder, settings.speculation, settings.block_size
+    )
+    language = language or await open_language(
+        worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
+    )
+    geometry = language.kv.geometry
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     return DecodeStage(
         worker,
         await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
-        executor=executor,
-        scheduler=DecodeScheduler(pool, max_batch=settings.max_batch),
+        executor=DecodeExecutor(language.model, language.kv, speculator=speculator),
+        scheduler=DecodeScheduler(
+            language.pool,
+            max_batch=settings.max_batch,
+            policy=reserve_policy(settings, geometry.bytes_per_block),
+        ),
         landing=landing,
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
+        hand_over=language.hand_over,
     )

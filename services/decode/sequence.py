@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.cache.block_pool import BlockHandle
 from shared.messages.descriptor import SamplingParams, WorkerRef
@@ -15,6 +15,8 @@ class Sequence:
 
     `kv_len` tokens lie in `blocks`; `last_token_id` is the newest token, not in the cache yet, and
     stands at rotary position `next_pos`; `next_index` counts the tokens of the answer so far.
+    `history` are prompt and answer up to `last_token_id`, where speculation needs them;
+    `seniority` is smaller for what was admitted earlier.
     """
 
     request_id: str
@@ -27,6 +29,13 @@ class Sequence:
     last_token_id: int
     next_index: int
     retired: bool = False
+    history: list[int] = field(default_factory=list)
+    seniority: int = 0
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that the answer may still get."""
+        return self.sampling.max_tokens - self.next_index
 
     def append(self, token_id: int) -> tuple[Event, ...]:
         """Take in the token that the last step chose; returns what to tell the gateway.
@@ -45,6 +54,7 @@ class Sequence:
             token_id=token_id,
         )
         self.last_token_id = token_id
+        self.history.append(token_id)
         self.next_index += 1
         if self.next_index >= self.sampling.max_tokens:
             return (token, self._finished(FinishReason.LENGTH))

@@ -1,10 +1,13 @@
 """The decode stage: takes `DecodeTask`s, gives tokens until each answer is complete.
 
-A task is admitted when there are blocks for its longest possible answer and landing memory for its
-KV; the KV is pulled from the prefill worker, moved into the blocks, and the lease released. From
-then on the sequence takes part in every step. The task is acknowledged when its answer is
-complete: if this process dies, the redelivered task finds its KV gone and the gateway, which knows
-every token that reached the client, has the request computed again.
+A task is admitted when the scheduler has blocks for it and there is landing memory for its KV; the
+KV is pulled from the prefill worker, moved into the blocks, and the lease released. From then on
+the sequence takes part in every step. A sequence that was prefilled in this very process comes
+without a task (see `HandOver`) or under a lease of its own; its blocks are taken over as they are.
+The task is acknowledged when its answer is complete: if this process dies, the redelivered task
+finds its KV gone and the gateway, which knows every token that reached the client, has the request
+computed again. The same happens to a sequence that gave its blocks to others and found no room in
+host memory.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Sequence as Sequences
 
 import torch
 
-from services.decode.executor import DecodeExecutor
+from services.decode.executor import DecodeExecutor, StepResult
+from services.decode.plan import StepPlan
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
@@ -25,6 +29,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
+from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -50,6 +55,7 @@ class DecodeStage:
         landing: Landing,
         geometry: KvGeometry,
         pull_timeout_s: float,
+        hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
         self._tasks = tasks
@@ -60,9 +66,11 @@ class DecodeStage:
         self._pull_timeout_s = pull_timeout_s
         self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
+        self._sending: asyncio.Task[None] | None = None
         self._guard = StepGuard(Role.DECODE.value)
         self._work = Signal()
-        self._room = Signal()
+        self._hand_over = hand_over
+        self._room = hand_over.room if hand_over is not None else Signal()
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish the running answers."""
@@ -80,55 +88,98 @@ class DecodeStage:
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
+                handed_over = scope.create_task(self._take_from_here(stop))
                 await intake.run(stop, self._worker.drain_s)
+                await handed_over
                 steps.cancel()
 
     async def step(self) -> None:
-        """Compute one token of every running sequence and send them."""
-        batch = await self._work.until(self._scheduler.next_batch)
+        """Compute the next tokens of every running sequence; they are sent during the next step."""
+        plan = await self._work.until(self._scheduler.next_step)
+        for sequence in plan.returned:
+            self._end(sequence, _preempted())
         try:
             with self._metrics.step_s.time():
-                tokens = await self._worker.compute(self._executor.run, batch)
+                result = await self._worker.compute(self._executor.step, plan)
             self._guard.succeeded()
-            self._metrics.batch_sequences.observe(len(batch))
-            self._metrics.generation_tokens.inc(len(batch))
-            events = self._apply(batch, tokens)
+            self._measure(plan, result)
+            events, ended = _taken_in(plan.batch, result)
         except Exception as error:
             failure = self._guard.failed(error)
-            for sequence in batch:
+            for sequence in plan.touched:
                 self._end(sequence, failure)
             self._guard.check()
             return
         finally:
             self._scheduler.end_step()
             self._room.notify()
-        await self._worker.events.publish(events)
+        await self._send(events)
+        for sequence, problem in ended:
+            self._end(sequence, problem)
 
     async def _steps(self) -> None:
-        while True:
-            await self.step()
+        try:
+            while True:
+                await self.step()
+        finally:
+            await self._sent()
 
-    def _apply(
-        self, batch: Sequences[Sequence], tokens: Sequences[int | None]
-    ) -> list[tuple[WorkerRef, Event]]:
-        """Take in a step's tokens; sequences that were retired meanwhile say nothing."""
-        events: list[tuple[WorkerRef, Event]] = []
-        for sequence, token_id in zip(batch, tokens, strict=True):
-            if sequence.retired:
-                continue
-            if token_id is None:
-                self._end(sequence, not_a_number(Role.DECODE.value))
-                continue
-            told = sequence.append(token_id)
-            events += [(sequence.gateway, event) for event in told]
-            if not isinstance(told[-1], TokenEvent):
-                self._end(sequence)
-        return events
+    async def _take_from_here(self, stop: Stop) -> None:
+        """Take what this process prefills until the stop; return when its answers are complete.
+
+        They belong to prefill's tasks, whose time to drain is bounded.
+        """
+        if self._hand_over is None:
+            return
+        hand_over = self._hand_over
+        hand_over.open(self._accept)
+        try:
+            await stop.wait()
+        finally:
+            hand_over.close()
+        await hand_over.room.until(lambda: hand_over.num_answers == 0)
+
+    def _accept(self, prefilled: Prefilled) -> Answer | None:
+        request = prefilled.request
+        blocks = self._scheduler.try_admit(
+            request.num_tokens, request.max_context_tokens, shared=prefilled.block_ids
+        )
+        return self._generate(_handed_over(prefilled, blocks)) if blocks is not None else None
+
+    async def _send(self, events: list[tuple[WorkerRef, Event]]) -> None:
+        """Begin to send a step's events; whatever runs next on the loop comes after them."""
+        await self._sent()
+        if events:
+            self._sending = asyncio.create_task(self._worker.events.publish(events))
+
+    async def _sent(self) -> None:
+        """Wait until the events of the last step are on their way."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            await sending
+
+    def _measure(self, plan: StepPlan, result: StepResult) -> None:
+        metrics = self._metrics
+        if plan.batch:
+            metrics.batch_sequences.observe(len(plan.batch))
+        metrics.generation_tokens.inc(sum(map(len, result.tokens)))
+        if plan.saves:
+            metrics.preemptions.labels("swap").inc(len(plan.saves))
+        if plan.returned:
+            metrics.preemptions.labels("recompute").inc(len(plan.returned))
+        if not any(result.num_drafted):
+            return
+        metrics.drafts.inc(sum(map(bool, result.num_drafted)))
+        metrics.draft_tokens.inc(sum(result.num_drafted))
+        for tokens in result.tokens:
+            metrics.accepted_tokens.inc(len(tokens) - 1)
+            for position in range(1, len(tokens)):
+                metrics.accepted_at.labels(str(position)).inc()
 
     def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
         self._scheduler.retire(sequence)
-        complete = self._complete[sequence]
-        if complete.done():  # its task was cancelled during the step
+        complete = self._complete.get(sequence)
+        if complete is None or complete.done():  # its task was cancelled during the step
             return
         if error is None:
             complete.set_result(None)
@@ -136,15 +187,29 @@ class DecodeStage:
             complete.set_exception(error)
 
     async def _serve(self, task: DecodeTask, ticket: Ticket) -> None:
-        longest = task.request.max_context_tokens
-        blocks = await self._room.until(lambda: self._scheduler.try_admit(longest))
+        num_tokens, longest = task.kv.kv_len[0], task.request.max_context_tokens
+        blocks = await self._room.until(
+            lambda: self._scheduler.try_admit(num_tokens, longest, shared=self._own_blocks(task))
+        )
         try:
-            await self._land(task, blocks, ticket)
+            if self._own_blocks(task):
+                ticket.admit()
+                await self._worker.transport.release(task.kv.tensor, task.request.request_id)
+            else:
+                await self._land(task, blocks, ticket)
         except BaseException:
             self._scheduler.withdraw(blocks)
             self._room.notify()
+            self._work.notify()  # a sequence may have waited for these blocks
             raise
         await self._generate(_sequence(task, blocks))
+
+    def _own_blocks(self, task: DecodeTask) -> tuple[int, ...]:
+        """The blocks that this process has leased to the task; empty if others hold its KV."""
+        tensor = task.kv.tensor
+        if self._hand_over is None or tensor.owner != self._worker.me:
+            return ()
+        return self._hand_over.leased(tensor.lease_id)
 
     async def _land(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> None:
         """Pull the KV into landing memory and move it into the sequence's blocks."""
@@ -202,6 +267,39 @@ class DecodeStage:
             self._scheduler.retire(sequence)
             del self._complete[sequence]
             self._room.notify()
+            self._work.notify()
+
+
+def _taken_in(
+    batch: Sequences[Sequence], result: StepResult
+) -> tuple[list[tuple[WorkerRef, Event]], list[tuple[Sequence, RequestFailed | None]]]:
+    """Take in a step's tokens: what the gateways are told, and the sequences that ended and why.
+
+    Sequences that were retired meanwhile say nothing.
+    """
+    events: list[tuple[WorkerRef, Event]] = []
+    ended: list[tuple[Sequence, RequestFailed | None]] = []
+    for sequence, tokens in zip(batch, result.tokens, strict=True):
+        if sequence.retired:
+            continue
+        for token_id in tokens:
+            if token_id is None:
+                ended.append((sequence, not_a_number(Role.DECODE.value)))
+                break
+            told = sequence.append(token_id)
+            events += [(sequence.gateway, event) for event in told]
+            if not isinstance(told[-1], TokenEvent):
+                ended.append((sequence, None))
+                break
+    return events, ended
+
+
+def _preempted() -> RequestFailed:
+    return RequestFailed(
+        FailureKind.PREEMPTED,
+        "the answer gave its KV blocks to others and goes on from its tokens",
+        retryable=True,
+    )
 
 
 def _sequence(task: DecodeTask, blocks: BlockHandle) -> Sequence:
@@ -215,4 +313,29 @@ def _sequence(task: DecodeTask, blocks: BlockHandle) -> Sequence:
         next_pos=task.kv.next_pos,
         last_token_id=task.last_token_id,
         next_index=task.next_index,
+        history=[
+            *task.request.prompt_token_ids,
+            *task.request.emitted_token_ids,
+            task.last_token_id,
+        ],
+    )
+
+
+def _handed_over(prefilled: Prefilled, blocks: BlockHandle) -> Sequence:
+    request = prefilled.request
+    return Sequence(
+        request_id=request.request_id,
+        attempt=request.attempt,
+        gateway=request.gateway,
+        sampling=request.sampling,
+        blocks=blocks,
+        kv_len=request.num_tokens,
+        next_pos=prefilled.next_pos,
+        last_token_id=prefilled.last_token_id,
+        next_index=request.next_index + 1,
+        history=[
+            *request.prompt_token_ids,
+            *request.emitted_token_ids,
+            prefilled.last_token_id,
+        ],
     )

@@ -69,6 +69,7 @@ _STATUS_OF = {
     FailureKind.MEDIA_MISSING: 503,
     FailureKind.WORKER_LOST: 503,
     FailureKind.OVERLOADED: 503,
+    FailureKind.PREEMPTED: 503,
     FailureKind.INTERNAL: 500,
 }
 

@@ -35,7 +35,7 @@ STARTED_POLL_S = 0.02
 
 async def serve_gateway(settings: GatewaySettings, stop: Stop) -> None:
     """Run one gateway until a stop is requested."""
-    me = new_identity(settings.name, Role.GATEWAY)
+    me = new_identity(settings.name, Role.GATEWAY.value)
     telemetry = settings.telemetry
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     model_dir = await asyncio.to_thread(find_model_dir, settings.model.path, SMALL_FILES)

@@ -17,6 +17,7 @@ class Trouble(StrEnum):
     """Why an attempt was given up; also a metric's label."""
 
     FAILED = "failed"
+    PREEMPTED = "preempted"
     WORKER_LOST = "worker_lost"
     GAP = "gap"
     STALL = "stall"
@@ -24,9 +25,13 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryPolicy:
-    """Bounds. `first_event_s` covers the time in one queue, so it is larger than `stall_s`."""
+    """Bounds. `first_event_s` covers the time in one queue, so it is larger than `stall_s`.
+
+    An attempt that gave way to others, for want of memory, is no failed one and counts apart.
+    """
 
     max_attempts: int = 3
+    max_preemptions: int = 16
     first_event_s: float = 120.0
     stall_s: float = 30.0
     gap_s: float = 2.0
@@ -53,6 +58,7 @@ class Observation:
     deadline_s: float
     attempt: int
     attempt_started_s: float
+    num_preemptions: int = 0
     last_event_s: float | None = None
     num_attempt_tokens: int = 0
     gap_since_s: float | None = None
@@ -97,7 +103,14 @@ def decide(policy: RecoveryPolicy, seen: Observation) -> Wait | Resubmit | GiveU
     found = _trouble(policy, seen)
     if found is None:
         return Wait(_next_check_s(policy, seen))
-    if seen.attempt + 1 < policy.max_attempts:
+    if found.trouble is Trouble.PREEMPTED:
+        if seen.num_preemptions < policy.max_preemptions:
+            return found
+        return GiveUp(
+            FailureKind.OVERLOADED,
+            f"the answer gave way to others {seen.num_preemptions + 1} times; try again later",
+        )
+    if seen.attempt - seen.num_preemptions + 1 < policy.max_attempts:
         return found
     kind = seen.failure.kind if seen.failure else _KIND_OF[found.trouble]
     return GiveUp(kind, f"{found.detail} ({policy.max_attempts} attempts were made)")
@@ -113,7 +126,9 @@ _KIND_OF = {
 
 def _trouble(policy: RecoveryPolicy, seen: Observation) -> Resubmit | None:
     if seen.failure is not None:
-        return Resubmit(Trouble.FAILED, seen.failure.message)
+        is_preempted = seen.failure.kind is FailureKind.PREEMPTED
+        trouble = Trouble.PREEMPTED if is_preempted else Trouble.FAILED
+        return Resubmit(trouble, seen.failure.message)
     if seen.lost_worker is not None:
         return Resubmit(Trouble.WORKER_LOST, f"worker {seen.lost_worker} was lost")
     if seen.gap_since_s is not None and seen.now_s >= seen.gap_since_s + policy.gap_s:

@@ -166,6 +166,7 @@ class Run:
             deadline_s=self._deadline_s,
             attempt=self.answer.attempt,
             attempt_started_s=self._attempt_started_s,
+            num_preemptions=self.troubles.count(Trouble.PREEMPTED),
             last_event_s=self._stream.last_event_s,
             num_attempt_tokens=self._stream.num_attempt_tokens,
             gap_since_s=self.answer.gap_since_s,

@@ -12,7 +12,7 @@ class Workers(Protocol):
     """The live workers, as far as registrations tell."""
 
     def is_served(self, role: Role) -> bool:
-        """Whether a live and ready worker fills this role."""
+        """Whether a live and ready worker hosts this stage."""
         ...
 
     def is_gone(self, worker: WorkerRef) -> bool:

@@ -34,6 +34,7 @@ class Row:
 
     state: str = "starting"
     pid: int | None = None
+    stages: str = ""
     weights_fraction: float | None = None
     detail: str = ""
 
@@ -59,10 +60,15 @@ class Board:
             self._live.stop()
             self._live = None
 
+    def hosts(self, name: str, stages: str) -> None:
+        """Which stages a worker hosts; empty for other processes."""
+        self.rows.setdefault(name, Row()).stages = stages
+
     def started(self, name: str, pid: int) -> None:
         row = self.rows.setdefault(name, Row())
         row.state, row.pid, row.weights_fraction = "starting", pid, None
-        self._changed(f"{name}: started (pid {pid})")
+        hosting = f", hosts {row.stages}" if " " in row.stages else ""
+        self._changed(f"{name}: started (pid {pid}){hosting}")
 
     def said(self, name: str, line: LogLine) -> None:
         row = self.rows.setdefault(name, Row())
@@ -119,6 +125,7 @@ class Board:
         for name, row in self.rows.items():
             table.add_row(
                 Text(name, style="bold"),
+                Text(row.stages, style="dim"),
                 Text(row.state, style=COLOURS.get(row.state, "")),
                 _progress(row),
             )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from services.launcher.settings import LauncherSettings
+from shared.messages.control import Role
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+SERVICES = {Role.ENCODE: "encoder", Role.PREFILL: "prefill", Role.DECODE: "decode"}
+"""What runs a worker of one stage; one of several runs as `worker`."""
 
 
 class StopRank(IntEnum):
@@ -22,12 +27,16 @@ class StopRank(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to keep running. `environment` is added to the launcher's own."""
+    """One process to keep running. `environment` is added to the launcher's own.
+
+    `stages` says for a reader what a worker hosts.
+    """
 
     name: str
     command: tuple[str, ...]
     stop_rank: StopRank
     environment: Mapping[str, str] = field(default_factory=dict)
+    stages: str = ""
 
 
 def threads_per_worker(num_cores: int, num_workers: int) -> int:
@@ -41,18 +50,17 @@ def service_specs(
     """The workers, then the gateway."""
     threads = settings.threads or threads_per_worker(num_cores, settings.num_workers)
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    counts = {
-        "encoder": settings.encoders,
-        "prefill": settings.prefills,
-        "decode": settings.decodes,
-    }
-    names = [(service, f"{service}-{i}") for service, n in counts.items() for i in range(n)]
-    for index, (service, name) in enumerate(names):
+    numbers: Counter[str] = Counter()
+    for index, stages in enumerate(settings.workers):
+        service = SERVICES[stages[0]] if len(stages) == 1 else "worker"
+        name = f"{service}-{numbers[service]}"
+        numbers[service] += 1
         command = (
             *_command(service, name, nats_url, settings),
+            *(("--stages", ",".join(stages)) if len(stages) > 1 else ()),
             *_worker_flags(settings, index),
         )
-        yield ProcessSpec(name, command, StopRank.WORKER, environment)
+        yield ProcessSpec(name, command, StopRank.WORKER, environment, " ".join(stages))
     yield ProcessSpec(
         "gateway-0",
         (

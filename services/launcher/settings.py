@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from shared.errors import SettingsError
+from shared.messages.control import Role
 from shared.runtime.flags import flag
 from shared.runtime.settings import ModelSettings, ServiceSettings, TelemetrySettings
+from shared.runtime.topology import Stages, parse_topology
+
+COUNTS = {"encoders": Role.ENCODE, "prefills": Role.PREFILL, "decodes": Role.DECODE}
+"""Settings that count workers of one stage each."""
 
 
 class LauncherSettings(ServiceSettings):
@@ -21,6 +27,7 @@ class LauncherSettings(ServiceSettings):
 examples:
   triptych up                                  the demo model on port 8000
   triptych up --model DIR --decodes 2          a model of yours, two decode workers
+  triptych up --topology "1EP 2D"              encode and prefill share a process
   triptych up --nats-url nats://10.0.0.5:4222  join a NATS server that already runs
   triptych up --data-dir /var/lib/triptych     keep queued work across restarts
   TRIPTYCH_MAX_BATCH=8 triptych up             a setting of the workers: they read TRIPTYCH_*"""
@@ -35,6 +42,12 @@ examples:
     encoders: int = Field(1, ge=0, le=64, description="Encode workers")
     prefills: int = Field(1, ge=1, le=64, description="Prefill workers")
     decodes: int = Field(1, ge=1, le=64, description="Decode workers")
+    topology: str = Field(
+        "",
+        description="Workers by the stages that share a process, such as '2E 1PD' or '1EPD'; "
+        "instead of --encoders, --prefills and --decodes",
+        json_schema_extra=flag("topology", "WORKERS"),
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -60,9 +73,36 @@ examples:
         20.0, ge=0, description="Seconds for requests in flight to end before processes are killed"
     )
 
+    @field_validator("topology")
+    @classmethod
+    def _is_a_topology(cls, text: str) -> str:
+        try:
+            parse_topology(text or "1P 1D")
+        except SettingsError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+        return text
+
+    @model_validator(mode="after")
+    def _counts_once(self) -> Self:
+        given = [
+            f"--{name} = {getattr(self, name)}" for name in COUNTS if name in self.model_fields_set
+        ]
+        if self.topology and given:
+            raise ValueError(
+                f"--topology = {self.topology!r} and {', '.join(given)}: give one or the other"
+            )
+        return self
+
+    @property
+    def workers(self) -> tuple[Stages, ...]:
+        """The stages of each worker, the first stage's first."""
+        if self.topology:
+            return parse_topology(self.topology)
+        return tuple((role,) for name, role in COUNTS.items() for _ in range(getattr(self, name)))
+
     @property
     def num_workers(self) -> int:
-        return self.encoders + self.prefills + self.decodes
+        return len(self.workers)
 
     @property
     def starts_nats(self) -> bool:

@@ -94,6 +94,7 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
         try:
             nats_url = await _start_nats(settings, supervisor, data_dir)
             for spec in service_specs(settings, nats_url, port, num_cores()):
+                board.hosts(spec.name, spec.stages)
                 await supervisor.start(spec)
             yield Stack(supervisor, board, url_of(settings.host, port))
         finally:

@@ -2,51 +2,82 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
+from services.prefill.job import PrefillJob
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
 from shared.bus import subjects
-from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import TORCH_DTYPES
+from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder
-from shared.runtime.kv_memory import num_kv_blocks
-from shared.runtime.language import load_language
+from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
-from shared.telemetry.metrics import PrefillMetrics, watch_kv_usage
+from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
 
 
-def load_executor(folder: ModelFolder, block_size: int, num_blocks: int) -> PrefillExecutor:
-    """The language model and its KV cache, from the folder's language weights only. Blocks."""
-    model, kv = load_language(folder, block_size, num_blocks)
-    return PrefillExecutor(model, kv, folder.spec)
-
-
-async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) -> PrefillStage:
-    """Load the model and join it to the worker."""
-    geometry = folder.geometry(settings.block_size)
-    num_blocks = num_kv_blocks(geometry, settings.kv_bytes)
-    executor = await asyncio.to_thread(load_executor, folder, settings.block_size, num_blocks)
-    pool = BlockPool(num_blocks, settings.block_size, name="prefill KV")
-    watch_kv_usage(worker.registry, Role.PREFILL.value, lambda: pool.num_used / num_blocks)
+async def build(
+    worker: Worker,
+    folder: ModelFolder,
+    settings: PrefillSettings,
+    language: Language | None = None,
+) -> PrefillStage:
+    """Load the model, unless the process has it already, and join it to the worker."""
+    language = language or await open_language(
+        worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
+    )
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     links = await open_links(worker, folder, settings)
     return PrefillStage(
         worker,
         links,
-        executor=executor,
-        scheduler=PrefillScheduler(pool, max_batch_tokens=settings.max_batch_tokens),
+        executor=PrefillExecutor(language.model, language.kv, folder.spec),
+        scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
-        geometry=geometry,
+        geometry=language.kv.geometry,
         max_held=settings.max_held,
+        hand_over=language.hand_over,
     )
+
+
+def make_scheduler(
+    worker: Worker, folder: ModelFolder, language: Language, settings: PrefillSettings
+) -> PrefillScheduler[PrefillJob]:
+    """The scheduler over a pool, whose idle blocks are a prefix cache unless that is off."""
+    pool, prefix = language.pool, None
+    if settings.prefix_cache:
+        geometry = language.kv.geometry
+        prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
+        worker.registry.register(PrefixCacheCollector(prefix.counters))
+    max_batch_tokens, chunk_tokens = step_limits(
+        settings, beside_decode=language.hand_over is not None
+    )
+    return PrefillScheduler(
+        pool,
+        max_batch_tokens=max_batch_tokens,
+        chunk_tokens=chunk_tokens,
+        max_suspended=settings.max_suspended,
+        priority_step_s=settings.priority_step_s,
+        prefix=prefix,
+        reserves_answers=language.hand_over is not None,
+    )
+
+
+def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int, int]:
+    """Tokens of a step, and of one prompt in it (0: all).
+
+    Prefill and decode take turns on the device, so a step of the one is a pause of the other.
+    """
+    max_tokens, chunk_tokens = settings.max_batch_tokens, settings.chunk_tokens
+    if not beside_decode or not settings.mixed_step_tokens:
+        return max_tokens, chunk_tokens
+    max_tokens = min(max_tokens, settings.mixed_step_tokens)
+    return max_tokens, min(chunk_tokens or max_tokens, max_tokens)
 
 
 async def open_links(

@@ -112,26 +112,30 @@ class EmbeddingReceiver:
         self._pull_timeout_s = pull_timeout_s
         self._metrics = metrics
 
-    def num_bytes(self, request: RequestDescriptor) -> int:
-        """Landing memory that all embeddings of a request take."""
-        num_tokens = sum(item.num_tokens for item in request.media)
+    def num_bytes(self, request: RequestDescriptor, *, num_skipped: int = 0) -> int:
+        """Landing memory that the embeddings of a request take, without its first pictures."""
+        num_tokens = sum(item.num_tokens for item in request.media[num_skipped:])
         return num_tokens * self._hidden_size * self._dtype.itemsize
 
-    async def receive(self, request: RequestDescriptor) -> torch.Tensor | None:
-        """All embeddings of a request in prompt order, `[num_media_tokens, hidden]`, or None.
+    async def receive(
+        self, request: RequestDescriptor, *, num_skipped: int = 0
+    ) -> torch.Tensor | None:
+        """The embeddings of a request in prompt order, `[num_media_tokens, hidden]`, or None.
 
-        Every picture lands in its own rows, so the order of arrival does not matter; one that
-        stands in the request several times is pulled once.
+        Its first `num_skipped` pictures are left out: their keys and values are cached. Every
+        picture lands in its own rows, so the order of arrival does not matter; one that stands in
+        the request several times is pulled once.
         """
-        if not request.media:
+        media = request.media[num_skipped:]
+        if not media:
             return None
-        num_tokens = sum(item.num_tokens for item in request.media)
+        num_tokens = sum(item.num_tokens for item in media)
         landing = torch.empty(num_tokens, self._hidden_size, dtype=self._dtype)
-        rows = torch.split(landing, [item.num_tokens for item in request.media])
+        rows = torch.split(landing, [item.num_tokens for item in media])
         places: dict[str, list[torch.Tensor]] = {}
-        for item, into in zip(request.media, rows, strict=True):
+        for item, into in zip(media, rows, strict=True):
             places.setdefault(item.content_key, []).append(into)
-        items = {item.content_key: item for item in request.media}
+        items = {item.content_key: item for item in media}
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
                 for key, item in items.items():

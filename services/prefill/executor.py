@@ -1,8 +1,8 @@
-"""The language model over a batch of prompts."""
+"""The language model over a batch of prompts, or of slices of prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
 from shared.model.batch import ForwardBatch, IntArray, SequenceInput
-from shared.model.decoder import LanguageModel
+from shared.model.decoder import LanguageModel, StepContext
 from shared.model.positions import MediaGrid, media_spans, prompt_positions
 from shared.model.sampler import SamplingRow, sample
 from shared.modelspec import ModelSpec
@@ -36,14 +36,23 @@ class PreparedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class PromptInput:
-    """One prompt of a step, the embeddings of its media and the blocks it owns.
+    """Tokens `start .. stop` of one prompt (None: to its end), and the blocks it owns.
 
-    `embeddings` is `[num_media_tokens, hidden]` in prompt order, or None for text.
+    Keys and values of the tokens before `start` are in the blocks. `embeddings` are those of its
+    last media rows in prompt order, `[num_rows, hidden]`: all rows from `start` on must be among
+    them. None for text.
     """
 
     prompt: PreparedPrompt
     embeddings: torch.Tensor | None
     block_ids: tuple[int, ...]
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt's last token is computed, and with it the token after it."""
+        return self.stop is None or self.stop == len(self.prompt.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,56 @@ class FirstToken:
     next_pos: int
 
 
+class PrefillStep:
+    """One forward pass over packed slices that can stop between layers and go on later.
+
+    However often it stops, results are bit-equal: the hidden state waits in this object, keys and
+    values of the finished layers in their blocks, which must stay the prompts' own meanwhile.
+    """
+
+    def __init__(self, model: LanguageModel, kv: KvCache, inputs: Sequence[PromptInput]) -> None:
+        self._model = model
+        self._kv = kv
+        self._inputs = inputs
+        self._hidden: torch.Tensor | None = None  # [num_tokens, hidden]
+        self._context: StepContext | None = None
+        self._num_layers_done = 0
+
+    def advance(self, should_pause: Callable[[], bool]) -> list[FirstToken | None] | None:
+        """Go on to the end, or to the next layer boundary at which `should_pause()`.
+
+        None if it paused. At the end, the first token of each slice that completes its prompt; None
+        in the place of the others, and where the model's output was not finite.
+        """
+        if self._hidden is None or self._context is None:
+            sequences = [_sequence(each) for each in self._inputs]
+            batch = ForwardBatch.pack(sequences, self._kv.block_size, device=self._kv.device)
+            self._context = self._model.begin(batch, self._kv)
+            self._hidden = self._model.embed(batch)
+        num_layers = self._model.spec.num_layers
+        while self._num_layers_done < num_layers:
+            layer = self._num_layers_done
+            self._hidden = self._model.forward_layers(
+                self._hidden, self._context, self._kv, layer, layer + 1
+            )
+            self._num_layers_done += 1
+            if self._num_layers_done < num_layers and should_pause():
+                return None
+        return self._first_tokens(self._hidden, self._context)
+
+    def _first_tokens(self, hidden: torch.Tensor, context: StepContext) -> list[FirstToken | None]:
+        if not any(each.is_last for each in self._inputs):
+            return [None] * len(self._inputs)  # reading the output head would be for nothing
+        logits = self._model.finish(hidden, context)
+        tokens = sample(logits, [each.prompt.sampling for each in self._inputs])
+        return [
+            FirstToken(token, each.prompt.next_pos) if each.is_last and token is not None else None
+            for token, each in zip(tokens, self._inputs, strict=True)
+        ]
+
+
 class PrefillExecutor:
-    """Runs whole prompts packed end to end and chooses the first token of each."""
+    """Packs prompts end to end, runs them and chooses the first token of each."""
 
     def __init__(self, model: LanguageModel, kv: KvCache, spec: ModelSpec) -> None:
         self._model = model
@@ -81,20 +138,18 @@ class PrefillExecutor:
             bidirectional_spans=media_spans(rows) if self._spec.text.bidirectional_media else (),
         )
 
+    def begin(self, inputs: Sequence[PromptInput]) -> PrefillStep:
+        """A step over these slices; nothing is computed before its `advance`."""
+        return PrefillStep(self._model, self._kv, inputs)
+
     def run(self, inputs: Sequence[PromptInput]) -> list[FirstToken | None]:
         """Fill each prompt's blocks and sample the token after it.
 
-        None where the model's output was not finite.
+        None where the model's output was not finite, or the slice does not end its prompt.
         """
-        sequences = [_sequence(each) for each in inputs]
-        batch = ForwardBatch.pack(sequences, self._kv.block_size, device=self._kv.device)
-        with torch.inference_mode():
-            logits = self._model(batch, self._kv)
-        tokens = sample(logits, [each.prompt.sampling for each in inputs])
-        return [
-            None if token is None else FirstToken(token, each.prompt.next_pos)
-            for token, each in zip(tokens, inputs, strict=True)
-        ]
+        tokens = self.begin(inputs).advance(lambda: False)
+        assert tokens is not None, "a step that may not pause has paused"
+        return tokens
 
     def gather(self, block_ids: tuple[int, ...], num_tokens: int, layers: slice) -> torch.Tensor:
         """KV of a sequence, contiguous: `[layers, 2, num_tokens, kv_heads, head_dim]`."""
@@ -102,15 +157,34 @@ class PrefillExecutor:
 
 
 def _sequence(each: PromptInput) -> SequenceInput:
-    prompt = each.prompt
+    prompt, start = each.prompt, each.start
+    stop = len(prompt.token_ids) if each.stop is None else each.stop
+    rows = prompt.media_rows
+    first, last = np.searchsorted(rows, (start, stop)).tolist()
     return SequenceInput(
-        token_ids=prompt.token_ids,
-        positions=prompt.positions,
+        token_ids=prompt.token_ids[start:stop],
+        positions=prompt.positions[..., start:stop],
         block_ids=each.block_ids,
-        media_index=prompt.media_rows,
-        media_embeddings=each.embeddings,
+        num_cached_tokens=start,
+        media_index=rows[first:last] - start,
+        media_embeddings=_embeddings(each, first, last),
         bidirectional_spans=prompt.bidirectional_spans,
     )
+
+
+def _embeddings(each: PromptInput, first: int, last: int) -> torch.Tensor | None:
+    """The embeddings of media rows `first .. last` of a prompt, counted over all its media rows."""
+    if first == last:
+        return None
+    num_rows = len(each.prompt.media_rows)
+    num_there = 0 if each.embeddings is None else each.embeddings.shape[0]
+    num_bare = num_rows - num_there  # rows whose keys and values came from the cache
+    if each.embeddings is None or not 0 <= num_bare <= first:
+        raise ValueError(
+            f"media rows {first} to {last} of {num_rows} are computed, "
+            f"but only the last {num_there} have embeddings"
+        )
+    return each.embeddings[first - num_bare : last - num_bare]
 
 
 def _media_rows(request: RequestDescriptor) -> IntArray:

@@ -24,8 +24,41 @@ class PrefillSettings(WorkerSettings):
     max_batch_tokens: int = Field(
         4096,
         ge=1,
-        description="Tokens in one forward pass; a longer prompt gets a pass of its own",
+        description="Tokens in one forward pass; a longer prompt gets a pass of its own, or takes "
+        "several with --chunk-tokens",
         json_schema_extra=flag("max-batch-tokens", "TOKENS"),
+    )
+    chunk_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens of one prompt in one forward pass; a longer prompt takes several; "
+        "0: every prompt in one",
+        json_schema_extra=flag("chunk-tokens", "TOKENS"),
+    )
+    mixed_step_tokens: int = Field(
+        256,
+        ge=0,
+        description="Prompt tokens in one forward pass of a process that decodes as well, which is "
+        "how long its running answers pause; 0: as --max-batch-tokens and --chunk-tokens say",
+        json_schema_extra=flag("mixed-step-tokens", "TOKENS"),
+    )
+    prefix_cache: bool = Field(
+        True,
+        description="Keep the KV of prompts while there is room, and start prompts with the same "
+        "beginning from it",
+    )
+    max_suspended: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="Forward passes that may wait between two layers for more urgent prompts",
+        json_schema_extra=flag("max-suspended", "PASSES"),
+    )
+    priority_step_s: float = Field(
+        10.0,
+        ge=0,
+        description="Seconds of deadline that one level of a request's priority counts as much as",
+        json_schema_extra=flag("priority-step-s", "SECONDS"),
     )
     max_held: int = Field(
         16,

@@ -1,22 +1,29 @@
 """The prefill stage: takes `PrefillTask`s, gives first tokens and `DecodeTask`s.
 
-A task reserves landing memory for all its embeddings at once, pulls them as they are announced, is
-computed together with others, sends its first token straight to the gateway, and exposes its KV
-under a lease for the decoder. The blocks stay its own until the decoder has pulled them: full
-decoders therefore stop prefill, and prefill stops taking tasks. The prefill task is acknowledged
-only when the decode task is queued, so a killed worker's prompts are computed again elsewhere.
+A task reserves landing memory for all its embeddings at once, pulls them as they are announced (but
+not those whose keys and values are cached), is computed together with others, sends its first token
+straight to the gateway, and exposes its KV under a lease for the decoder. A step stops between two
+layers when a more urgent prompt comes, and goes on afterwards. The blocks stay prefill's until the
+decoder has pulled them: full decoders therefore stop prefill, and prefill stops taking tasks. The
+prefill task is acknowledged only when the decode task is queued, so a killed worker's prompts are
+computed again elsewhere. Where this process decodes as well, its own decode stage comes first (see
+`HandOver`); the prefill task then stands for the whole answer.
+
+What decoders add to a sequence is not cached: it lies in their processes, and the answer comes back
+here as part of the next turn's prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-
+from services.prefill.batch import PrefillBatch
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
-from services.prefill.executor import FirstToken, PrefillExecutor, PreparedPrompt, PromptInput
+from services.prefill.executor import FirstToken, PrefillExecutor
+from services.prefill.job import PrefillJob, num_covered_pictures
 from services.prefill.scheduler import PrefillScheduler
 from shared.bus.base import WorkQueue
 from shared.cache.block_pool import BlockHandle
@@ -28,6 +35,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
+from shared.runtime.hand_over import HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -43,49 +51,6 @@ from shared.transport.tensors import byte_view
 QUEUE_FULL_RETRY_S = 0.05
 INSTANT_GATHER_BYTES = 1024 * 1024
 """KV up to this size is gathered on the event loop: copying it takes less than a thread switch."""
-
-
-@dataclass(eq=False)
-class PrefillJob:
-    """One prompt on its way through the model.
-
-    `blocks` are set by the scheduler. They are freed by whoever sees the job end: the step if the
-    job was dropped while it was being computed, otherwise the task that owns it or its lease.
-    """
-
-    request: RequestDescriptor
-    prompt: PreparedPrompt
-    embeddings: torch.Tensor | None
-    blocks: BlockHandle | None = None
-    in_step: bool = False
-    dropped: bool = False
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    done: asyncio.Future[FirstToken] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return self.request.num_tokens
-
-    @property
-    def block_ids(self) -> tuple[int, ...]:
-        """The blocks that the step writes."""
-        return self.blocks.block_ids if self.blocks else ()
-
-    def drop(self) -> None:
-        """Nobody wants the result: free the blocks, now or when the running step is over."""
-        self.dropped = True
-        if self.blocks is not None and not self.in_step:
-            self.blocks.free()
-
-    def end_step(self) -> None:
-        """The step's writes are done."""
-        self.in_step = False
-        if self.dropped:
-            self.drop()
 
 
 @dataclass(frozen=True)
@@ -112,6 +77,7 @@ class PrefillStage:
         landing: Landing,
         geometry: KvGeometry,
         max_held: int,
+        hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
         self._links = links
@@ -122,8 +88,10 @@ class PrefillStage:
         self._max_held = max_held
         self._metrics = links.metrics
         self._guard = StepGuard(Role.PREFILL.value)
-        self._work = Signal()
+        self._here = hand_over
+        self._work = hand_over.room if hand_over is not None else Signal()
         self._room = Signal()
+        self._pause_requested = False  # read by the compute thread between layers
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish what was taken."""
@@ -131,7 +99,7 @@ class PrefillStage:
             self._links.tasks,
             self._serve,
             stage=Role.PREFILL.value,
-            has_room=lambda: intake.num_held < self._max_held,
+            has_room=lambda: intake.num_held - self._num_answers < self._max_held,
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
@@ -150,42 +118,90 @@ class PrefillStage:
 
     async def step(self) -> None:
         """Compute the next batch and send the first tokens."""
-        batch = await self._work.until(self._scheduler.next_batch)
+        await self._run(await self._work.until(self._scheduler.next_batch))
+
+    async def _run(self, batch: PrefillBatch[PrefillJob]) -> None:
+        for job in batch.uncovered:
+            job.resolve(None)
+        if not batch.slices:
+            return
         started_s = wall()
-        for job in batch:
-            job.in_step, job.started_s = True, started_s
-        prompts = [PromptInput(job.prompt, job.embeddings, job.block_ids) for job in batch]
+        for each in batch:
+            each.job.started_s = each.job.started_s or started_s
         try:
-            tokens = await self._worker.compute(self._executor.run, prompts)
-        except Exception as error:
+            tokens = await self._forward(batch)
+        except BaseException as error:
+            self._scheduler.abort(batch)
+            self._wake()
+            if not isinstance(error, Exception):
+                raise
             failure = self._guard.failed(error)
-            for job in batch:
-                if not job.done.done():
-                    job.done.set_exception(failure)
+            for each in batch:
+                each.job.fail(failure)
             self._guard.check()
             return
-        finally:
-            for job in batch:
-                job.ended_s = wall()
-                job.end_step()
-            self._work.notify()
+        if tokens is None:
+            self._scheduler.abort(batch)
+            self._wake()
+            return
         self._guard.succeeded()
-        self._metrics.forward_s.observe(wall() - started_s)
-        self._metrics.batch_tokens.observe(sum(job.num_tokens for job in batch))
-        self._metrics.prompt_tokens.inc(sum(job.num_tokens for job in batch))
+        await self._end(batch, tokens)
+
+    async def _forward(self, batch: PrefillBatch[PrefillJob]) -> list[FirstToken | None] | None:
+        """Compute a batch, and between its layers whatever is more urgent; None if nobody wants it
+        any more."""
+        step = self._executor.begin([each.job.input(each.start, each.stop) for each in batch])
+        busy_s = 0.0
+        while not self._scheduler.is_abandoned(batch):
+            self._pause_requested = False
+            started_s = wall()
+            tokens = await self._worker.compute(step.advance, lambda: self._pause_requested)
+            busy_s += wall() - started_s
+            if tokens is not None:
+                self._metrics.forward_s.observe(busy_s)
+                return tokens
+            while urgent := self._scheduler.next_batch():
+                self._metrics.suspensions.inc()
+                await self._run(urgent)
+        return None
+
+    async def _end(
+        self, batch: PrefillBatch[PrefillJob], tokens: Sequence[FirstToken | None]
+    ) -> None:
+        """A batch is computed: pass its results on."""
+        ended_s = wall()
+        for each in batch:
+            each.job.ended_s = ended_s
+        self._scheduler.end_step(batch)
+        complete = [
+            (each.job, token) for each, token in zip(batch, tokens, strict=True) if each.is_last
+        ]
+        if any(token is None for _, token in complete) and self._scheduler.prefix is not None:
+            # Its keys and values may be damaged, and what it shared with others as well.
+            self._scheduler.prefix.clear()
+        self._wake()
+        self._metrics.batch_tokens.observe(batch.num_tokens)
+        self._metrics.prompt_tokens.inc(sum(job.num_tokens for job, _ in complete))
+        self._metrics.cached_tokens.inc(sum(job.num_cached_tokens for job, _ in complete))
         # A job whose task was cancelled during the step has a cancelled future.
-        wanted = [(j, token) for j, token in zip(batch, tokens, strict=True) if not j.done.done()]
+        wanted = [(job, token) for job, token in complete if not job.done.done()]
         for job, token in wanted:
             if token is None:
-                job.done.set_exception(not_a_number(Role.PREFILL.value))
+                job.fail(not_a_number(Role.PREFILL.value))
             else:
-                job.done.set_result(token)
+                job.resolve(token)
         await self._worker.events.publish(
             (job.request.gateway, event)
             for job, token in wanted
             if token is not None
-            for event in _events(job.request, token)
+            for event in _events(job, token)
         )
+
+    def _wake(self) -> None:
+        """Something changed for the scheduler: look again, in the middle of a step if need be."""
+        self._work.notify()
+        if self._scheduler.should_preempt():
+            self._pause_requested = True
 
     async def _steps(self) -> None:
         while True:
@@ -193,47 +209,75 @@ class PrefillStage:
 
     async def _serve(self, task: PrefillTask, ticket: Ticket) -> None:
         request = task.request
-        self._scheduler.check_fits(request.num_tokens)
-        # A prompt that contradicts itself is refused here, before it shares a step with others.
-        prompt = self._executor.prepare(request)
-        async with self._landing.reserved(
-            request.request_id, self._links.receiver.num_bytes(request)
-        ):
-            ticket.admit()
-            embeddings = await self._links.receiver.receive(request)
-            job = PrefillJob(request, prompt, embeddings)
-            first = await self._computed(job)
-            job.embeddings = None
+        # Where the answer is generated in the same blocks, there must be room for all of it.
+        can_grow = self._here is not None
+        self._scheduler.check_fits(request.max_context_tokens if can_grow else request.num_tokens)
+        job, first = await self._prefilled(request, ticket)
         assert job.blocks is not None
         if _is_finished(request, first):
-            job.drop()
-            self._work.notify()
+            job.blocks.free()
+            self._wake()
             return
         await self._hand_over(request, job.blocks, first)
 
-    async def _computed(self, job: PrefillJob) -> FirstToken:
-        """Wait until the job went through a step. Whatever goes wrong, its blocks are freed."""
+    async def _prefilled(
+        self, request: RequestDescriptor, ticket: Ticket
+    ) -> tuple[PrefillJob, FirstToken]:
+        # A prompt that contradicts itself is refused here, before it shares a step with others.
+        prompt = self._executor.prepare(request)
+        keys: tuple[bytes, ...] = ()
+        num_skipped = 0
+        if prefix := self._scheduler.prefix:
+            keys = prefix.keys_of(prompt.token_ids.tolist(), request.media)
+            num_skipped = num_covered_pictures(
+                request, prefix.num_cached_tokens(keys, request.num_tokens)
+            )
+        first = None
+        while first is None:
+            job = PrefillJob(request, prompt, keys, num_skipped)
+            num_bytes = self._links.receiver.num_bytes(request, num_skipped=num_skipped)
+            async with self._landing.reserved(request.request_id, num_bytes):
+                ticket.admit()
+                job.embeddings = await self._links.receiver.receive(
+                    request, num_skipped=num_skipped
+                )
+                first = await self._computed(job)
+                job.embeddings = None
+            num_skipped = 0  # only a job that skips pictures can come back without a token
+        return job, first
+
+    async def _computed(self, job: PrefillJob) -> FirstToken | None:
+        """Wait until the job went through its steps. Whatever goes wrong, its blocks are freed."""
         try:
             self._scheduler.add(job)
-            self._work.notify()
+            self._wake()
             first = await job.done
         except BaseException:
             self._scheduler.cancel(job)
-            job.drop()
-            self._work.notify()
+            self._wake()
             raise
-        tracing.record_span(
-            names.PREFILL,
-            job.started_s,
-            job.ended_s,
-            num_tokens=job.num_tokens,
-        )
+        if first is not None:
+            tracing.record_span(
+                names.PREFILL,
+                job.started_s,
+                job.ended_s,
+                num_tokens=job.num_tokens,
+                num_cached_tokens=job.num_cached_tokens,
+            )
         return first
+
+    @property
+    def _num_answers(self) -> int:
+        """Tasks that are being decoded in this process: they take no room here any more."""
+        return self._here.num_answers if self._here is not None else 0
 
     async def _hand_over(
         self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
     ) -> None:
-        """Expose the KV and queue the decode task; from here on the lease owns the blocks."""
+        """Decode here if there is room, else expose the KV and queue the decode task; from there
+        on the lease owns the blocks."""
+        if self._here is not None and await self._decoded_here(self._here, request, blocks, first):
+            return
         kv = self._expose(request, blocks, first)
         task = DecodeTask(
             request=request,
@@ -246,6 +290,29 @@ class PrefillStage:
         except BaseException:
             self._worker.transport.revoke(kv.tensor.lease_id)
             raise
+
+    async def _decoded_here(
+        self, here: HandOver, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
+    ) -> bool:
+        """Wait for the answer; False if the decode stage of this process has no room."""
+        prefilled = Prefilled(request, blocks.block_ids, first.token_id, first.next_pos)
+        try:
+            answer = await here.offer(prefilled)
+        except BaseException:
+            blocks.free()
+            here.room.notify()
+            raise
+        if answer is None:
+            return False
+        blocks.free()  # the answer has references of its own
+        here.num_answers += 1
+        self._room.notify()
+        try:
+            await answer
+        finally:
+            here.num_answers -= 1
+            here.room.notify()
+        return True
 
     async def _queue_decode(self, task: DecodeTask) -> None:
         request = task.request
@@ -261,8 +328,12 @@ class PrefillStage:
                 await asyncio.sleep(QUEUE_FULL_RETRY_S)
 
     def _expose(self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken) -> KvRef:
+        lease_id = f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}"
+
         def released() -> None:
             blocks.free()
+            if self._here is not None:
+                self._here.ended(lease_id)
             self._work.notify()
 
         block_ids, num_tokens = blocks.block_ids, request.num_tokens
@@ -274,11 +345,13 @@ class PrefillStage:
             is_instant=num_bytes <= INSTANT_GATHER_BYTES,
         )
         tensor = self._worker.transport.expose(
-            f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}",
+            lease_id,
             [segment],
             holders=[request.request_id],
             on_release=released,
         )
+        if self._here is not None:
+            self._here.opened(lease_id, block_ids)
         kv_len = (num_tokens,) * self._geometry.num_layers
         return KvRef(tensor=tensor, kv_len=kv_len, next_pos=first.next_pos)
 
@@ -290,14 +363,18 @@ def _is_finished(request: RequestDescriptor, first: FirstToken) -> bool:
     )
 
 
-def _events(request: RequestDescriptor, first: FirstToken) -> list[Event]:
+def _events(job: PrefillJob, first: FirstToken) -> list[Event]:
     """What the gateway hears of a first token; a stop token ends the answer and is not part of
     it."""
+    request = job.request
     index = request.next_index
     key = {"request_id": request.request_id, "attempt": request.attempt}
     if first.token_id in request.sampling.stop_token_ids:
         return [FinishedEvent(**key, num_tokens=index, reason=FinishReason.STOP)]
-    events: list[Event] = [TokenEvent(**key, index=index, token_id=first.token_id)]
+    token = TokenEvent(
+        **key, index=index, token_id=first.token_id, num_cached_tokens=job.num_cached_tokens
+    )
+    events: list[Event] = [token]
     if _is_finished(request, first):
         events.append(FinishedEvent(**key, num_tokens=index + 1, reason=FinishReason.LENGTH))
     return events

@@ -20,11 +20,18 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+STAGES = (Role.ENCODE, Role.PREFILL, Role.DECODE)
+"""What a worker may host, in the order of a request's life."""
+
+
 class Registration(Message):
-    """A worker's entry in the `workers` bucket; re-put as heartbeat, gone when its TTL lapses."""
+    """A worker's entry in the `workers` bucket; re-put as heartbeat, gone when its TTL lapses.
+
+    A process registers once, with all the stages that it hosts.
+    """
 
     worker: WorkerRef
-    role: Role
+    stages: Annotated[tuple[Role, ...], Field(min_length=1)]
     model: str
     compatibility: str
     host: str

@@ -85,7 +85,8 @@ class RequestDescriptor(Message):
     """Everything a stage needs to know of a request.
 
     `emitted_token_ids` are answer tokens that already reached the client: a resubmission after a
-    failure prefills prompt + emitted and carries on at index `len(emitted_token_ids)`.
+    failure prefills prompt + emitted and carries on at index `len(emitted_token_ids)`. `priority`:
+    the lower, the more urgent.
     """
 
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -96,6 +97,7 @@ class RequestDescriptor(Message):
     emitted_token_ids: tuple[TokenId, ...] = ()
     media: tuple[MediaItem, ...] = ()
     sampling: SamplingParams
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
     created_unix_s: float
     deadline_unix_s: float
 

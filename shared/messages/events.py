@@ -20,13 +20,18 @@ class FinishReason(StrEnum):
 
 
 class TokenEvent(Message):
-    """Token `index` of an answer. Events may repeat or be lost; the index tells."""
+    """Token `index` of an answer. Events may repeat or be lost; the index tells.
+
+    `num_cached_tokens` comes with the first token of an attempt: how many tokens of its prompt were
+    not computed because their keys and values were cached.
+    """
 
     type: Literal["token"] = "token"
     request_id: str
     attempt: int
     index: Annotated[int, Field(ge=0)]
     token_id: TokenId
+    num_cached_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
 class FinishedEvent(Message):

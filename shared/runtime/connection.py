@@ -9,7 +9,6 @@ import time
 
 from shared.bus.limits import BusLimits
 from shared.bus.nats_bus import NatsBus
-from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.settings import BusSettings
 
@@ -17,9 +16,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME_CHARS = 64
 
 
-def new_identity(name: str, role: Role) -> WorkerRef:
-    """A new life under `name`, or under one made of role, host and process id."""
-    name = name or f"{role.value}-{socket.gethostname()}-{os.getpid()}"
+def new_identity(name: str, kind: str) -> WorkerRef:
+    """A new life under `name`, or under one made of the kind of process, host and process id."""
+    name = name or f"{kind}-{socket.gethostname()}-{os.getpid()}"
     return WorkerRef(
         name=_UNSAFE.sub("-", name)[-_MAX_NAME_CHARS:],
         # Later lives have larger numbers, also when the clock of another host started this one.

@@ -22,6 +22,7 @@ from shared.messages.control import Registration, Role
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.keep_running import keep_running
 from shared.runtime.roster import LostWorker, Roster
+from shared.runtime.topology import name_of
 
 _SWEEPS_PER_TTL = 10
 
@@ -72,11 +73,11 @@ class WorkerDirectory:
     def live(
         self, role: Role | None = None, model: str | None = None, *, ready_only: bool = False
     ) -> list[Registration]:
-        """Registered workers of that role and model (None: any)."""
+        """Registered workers that host that stage of that model (None: any)."""
         return self._roster.live(role, model or self._model, ready_only=ready_only)
 
     def is_served(self, role: Role) -> bool:
-        """Whether a live and ready worker fills this role."""
+        """Whether a live and ready worker hosts this stage."""
         return bool(self.live(role, ready_only=True))
 
     def is_gone(self, worker: WorkerRef) -> bool:
@@ -114,7 +115,8 @@ class WorkerDirectory:
         self._changed.set()
         for worker in lost:
             name = worker.registration.worker.name
-            logger.info("worker %s (%s) %s", name, worker.registration.role, worker.reason.value)
+            stages = name_of(worker.registration.stages)
+            logger.info("worker %s (%s) %s", name, stages, worker.reason.value)
             if self._on_lost is None:
                 continue
             try:

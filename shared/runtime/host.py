@@ -1,8 +1,8 @@
 """A worker process from start to end: connect, load, register, serve, drain.
 
-In: a role, its settings, and a function that builds its stage. The process is registered from the
-start and says `ready` only when its stage takes tasks; its registration lapses by itself when the
-process dies. Knows all links of a worker and nothing of what a stage does.
+In: the stages to host, their settings, and a function that builds them. The process is registered
+from the start and says `ready` only when its stages take tasks; its registration lapses by itself
+when the process dies. Knows all links of a worker and nothing of what a stage does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.runtime.model_dir import find_model_dir
 from shared.runtime.registration import RegistrationHeartbeat
+from shared.runtime.topology import name_of
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
 from shared.telemetry import logs, tracing
@@ -51,7 +52,7 @@ S = TypeVar("S", bound=WorkerSettings, contravariant=True)
 
 
 class Stage(Protocol):
-    """What a host runs."""
+    """What a host runs: one stage, or several as one."""
 
     async def run(self, stop: Stop) -> None: ...
 
@@ -71,21 +72,24 @@ class ModelFolder:
 
 
 class BuildStage(Protocol[S]):
-    """Loads a stage's part of the weights and joins it to a worker. Runs in the event loop."""
+    """Loads the stages' part of the weights and joins them to a worker. Runs in the event loop."""
 
     def __call__(self, worker: Worker, folder: ModelFolder, settings: S) -> Awaitable[Stage]: ...
 
 
-async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop) -> None:
+async def serve_worker(
+    stages: tuple[Role, ...], settings: S, build: BuildStage[S], stop: Stop
+) -> None:
     """Run one worker until a stop is requested."""
-    me = new_identity(settings.name, role)
+    kind = name_of(stages)
+    me = new_identity(settings.name, kind)
     telemetry = settings.telemetry
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     folder = await asyncio.to_thread(open_model, settings)
     async with AsyncExitStack() as scope:
         bus = await scope.enter_async_context(await connect_bus(settings.bus, me))
         await scope.enter_async_context(
-            tracing.setup_tracing(role.value, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint)
+            tracing.setup_tracing(kind, me.name, bus, otlp_endpoint=telemetry.otlp_endpoint)
         )
         compatibility = folder.geometry(settings.block_size).compatibility_hash(
             folder.spec.fingerprint
@@ -94,11 +98,11 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
         heartbeat = await scope.enter_async_context(
             RegistrationHeartbeat(
                 bus,
-                _registration(me, role, settings, compatibility),
+                _registration(me, stages, settings, compatibility),
                 ttl_s=settings.registration_ttl_s,
             )
         )
-        worker = await scope.enter_async_context(open_worker(me, role, settings, bus, transport))
+        worker = await scope.enter_async_context(open_worker(me, stages, settings, bus, transport))
         await scope.enter_async_context(
             TelemetryEndpoint(
                 worker.registry,
@@ -110,7 +114,7 @@ async def serve_worker(role: Role, settings: S, build: BuildStage[S], stop: Stop
         stage = await build(worker, folder, settings)
         if not stop.requested:
             await heartbeat.update(ready=True)
-            logs.log_event(logger, "ready", role=role.value, model=worker.model)
+            logs.log_event(logger, "ready", role=kind, model=worker.model)
         await stage.run(stop)
         await heartbeat.update(ready=False)
         await _until_collected(transport, settings.drain_s)
@@ -140,7 +144,11 @@ async def _until_collected(transport: Transport, drain_s: float) -> None:
 
 @asynccontextmanager
 async def open_worker(
-    me: WorkerRef, role: Role, settings: WorkerSettings, bus: Bus, transport: Transport
+    me: WorkerRef,
+    stages: tuple[Role, ...],
+    settings: WorkerSettings,
+    bus: Bus,
+    transport: Transport,
 ) -> AsyncIterator[Worker]:
     """The links of one worker; gateways' cancel requests and heartbeats are followed within."""
     cancellations = Cancellations()
@@ -162,7 +170,7 @@ async def open_worker(
         try:
             yield Worker(
                 me=me,
-                role=role,
+                stages=stages,
                 model=settings.model.name,
                 bus=bus,
                 transport=transport,
@@ -200,11 +208,11 @@ def _transport(me: WorkerRef, compatibility: str, settings: WorkerSettings) -> U
 
 
 def _registration(
-    me: WorkerRef, role: Role, settings: WorkerSettings, compatibility: str
+    me: WorkerRef, stages: tuple[Role, ...], settings: WorkerSettings, compatibility: str
 ) -> Registration:
     return Registration(
         worker=me,
-        role=role,
+        stages=stages,
         model=settings.model.name,
         compatibility=compatibility,
         host=socket.gethostname(),

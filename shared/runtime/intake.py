@@ -199,7 +199,8 @@ class Intake(Generic[T]):
         await _quietly(self._held[task.key].ack())
 
     async def _report(self, origin: Origin, failure: RequestFailed) -> None:
-        self._metrics.failures.labels(self._stage, failure.kind.value).inc()
+        if failure.kind is not FailureKind.PREEMPTED:  # it goes on, and the stage counts it
+            self._metrics.failures.labels(self._stage, failure.kind.value).inc()
         await self._events.fail(origin, failure)
 
     async def _beat(self) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
+
+from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
+from shared.messages.control import Role
 from shared.model.decoder import LanguageModel
 from shared.model.loader import load_language_model
+from shared.runtime.hand_over import HandOver
 from shared.runtime.host import ModelFolder, weights_progress
+from shared.runtime.kv_memory import num_kv_blocks
+from shared.runtime.topology import in_order, name_of
+from shared.runtime.worker import Worker
+from shared.telemetry.metrics import watch_kv_usage
 
 
 def load_language(
@@ -20,3 +30,29 @@ def load_language(
         on_progress=weights_progress(),
     )
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
+
+
+@dataclass(frozen=True)
+class Language:
+    """The language model of one process, loaded once, for each stage that computes with it.
+
+    `hand_over` joins prefill and decode where the process hosts both.
+    """
+
+    model: LanguageModel
+    kv: KvCache
+    pool: BlockPool
+    hand_over: HandOver | None = None
+
+
+async def open_language(
+    worker: Worker, folder: ModelFolder, *, block_size: int, kv_bytes: int
+) -> Language:
+    """Load it for a worker and meter its cache. Raises `TriptychError`."""
+    num_blocks = num_kv_blocks(folder.geometry(block_size), kv_bytes)
+    model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks)
+    stages = in_order({Role.PREFILL, Role.DECODE} & set(worker.stages))
+    name = name_of(stages)
+    pool = BlockPool(num_blocks, block_size, name=f"{name} KV")
+    watch_kv_usage(worker.registry, name, lambda: pool.num_used / num_blocks)
+    return Language(model, kv, pool, HandOver(pool) if len(stages) > 1 else None)

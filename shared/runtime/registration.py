@@ -1,8 +1,8 @@
 """A worker's sign of life: its registration, put again and again while it lives.
 
-Comes in: the registration and its lifetime. Goes out: an entry in the `workers` bucket under
-`<name>.<role>`, so that one process may fill several roles. A clean exit deletes the entry; after a
-crash it lapses.
+Comes in: the registration and its lifetime. Goes out: an entry in the `workers` bucket under its
+name, one per process, whichever stages that hosts. A clean exit deletes the entry; after a crash it
+lapses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def registration_key(registration: Registration) -> str:
     """Where a registration is kept; a later life of the same worker replaces it."""
-    return f"{registration.worker.name}.{registration.role.value}"
+    return registration.worker.name
 
 
 class RegistrationHeartbeat:

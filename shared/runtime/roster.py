@@ -17,7 +17,7 @@ _MAX_REMEMBERED = 4096
 
 
 class LossReason(StrEnum):
-    """How a worker's life in one role ended."""
+    """How a worker's life ended."""
 
     WITHDRAWN = "withdrawn"  # deleted by its owner, or lapsed at the server
     LAPSED = "lapsed"  # no heartbeat within the TTL, by the local clock
@@ -72,12 +72,12 @@ class Roster:
     def live(
         self, role: Role | None = None, model: str | None = None, *, ready_only: bool = False
     ) -> list[Registration]:
-        """Registrations of that role and model (None: any), in order of their keys."""
+        """Registrations that host that stage of that model (None: any), in order of their keys."""
         present = (seen.registration for _, seen in sorted(self._seen.items()))
         return [
             registration
             for registration in present
-            if role in (None, registration.role)
+            if (role is None or role in registration.stages)
             and model in (None, registration.model)
             and (registration.ready or not ready_only)
         ]

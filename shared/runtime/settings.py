@@ -288,7 +288,7 @@ def _explain_one(known: Mapping[tuple[str, ...], Setting], mistake: Mapping[str,
     if mistake["type"] == "extra_forbidden":
         return _unknown(path, known)
     if setting is None:
-        return f"{'.'.join(path) or 'settings'}: {mistake['msg']}"
+        return f"{'.'.join(path) or 'settings'}: {mistake['msg'].removeprefix('Value error, ')}"
     if mistake["type"] == "missing":
         return f"{setting.flag} is required (or {setting.environment})"
     wanted = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")

@@ -18,10 +18,10 @@ from shared.transport.base import Transport
 
 @dataclass(frozen=True)
 class Worker:
-    """One process in one role. `model` is the name under which the model is served."""
+    """One process with the stages that it hosts. `model` is the name under which it is served."""
 
     me: WorkerRef
-    role: Role
+    stages: tuple[Role, ...]
     model: str
     bus: Bus
     transport: Transport

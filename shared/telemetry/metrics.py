@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from shared.cache.prefix import PrefixCounters
 from shared.transport.base import TransportCounters
 
 PREFIX = "triptych_"
@@ -84,6 +85,7 @@ class PrefillMetrics:
     batch_tokens: Histogram
     prompt_tokens: Counter
     cached_tokens: Counter
+    suspensions: Counter
     embedding_wait_s: Histogram
     embedding_transfer_s: Histogram
 
@@ -93,8 +95,13 @@ class PrefillMetrics:
         return cls(
             forward_s=make.histogram("prefill_forward_seconds", "One prefill step", _WORK_S),
             batch_tokens=make.histogram("prefill_batch_tokens", "Tokens in a step", _TOKENS),
-            prompt_tokens=make.counter("prompt_tokens", "Prompt tokens prefilled"),
+            prompt_tokens=make.counter(
+                "prompt_tokens", "Tokens of prefilled prompts, cached ones among them"
+            ),
             cached_tokens=make.counter("prompt_tokens_cached", "Prompt tokens found in the cache"),
+            suspensions=make.counter(
+                "prefill_suspensions", "Steps that waited between layers for more urgent prompts"
+            ),
             embedding_wait_s=make.histogram(
                 "encoder_queue_seconds", "Until the embedding of an item was announced", _WAIT_S
             ),
@@ -104,15 +111,36 @@ class PrefillMetrics:
         )
 
 
+class PrefixCacheCollector(Collector):
+    """The prefix cache's own exact counts, in tokens, read when somebody asks."""
+
+    def __init__(self, counters: Callable[[], PrefixCounters]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._counters()
+        yield _total(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache", now.asked_tokens
+        )
+        yield _total("prefix_cache_hits", "Prompt tokens found in it", now.hit_tokens)
+        yield _total("prefix_cache_evictions", "Cached blocks given up", now.evicted_blocks)
+        yield _level("prefix_cache_blocks", "Cached blocks", now.cached_blocks)
+
+
 @dataclass(frozen=True)
 class DecodeMetrics:
-    """Keys and values to tokens."""
+    """Keys and values to tokens. Labels: `how` a sequence gave way (`swap`, `recompute`), and the
+    `position` of an accepted token in its draft, from 1."""
 
     step_s: Histogram
     batch_sequences: Histogram
     generation_tokens: Counter
     kv_transfer_s: Histogram
     preemptions: Counter
+    drafts: Counter
+    draft_tokens: Counter
+    accepted_tokens: Counter
+    accepted_at: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -122,7 +150,17 @@ class DecodeMetrics:
             batch_sequences=make.histogram("decode_batch_sequences", "Sequences in a step", _BATCH),
             generation_tokens=make.counter("generation_tokens", "Answer tokens generated"),
             kv_transfer_s=make.histogram("kv_transfer_seconds", "Pulling one sequence", _WORK_S),
-            preemptions=make.counter("num_preemptions", "Sequences put back for want of blocks"),
+            preemptions=_Maker(registry, ("how",)).counter(
+                "num_preemptions", "Sequences put back for want of blocks"
+            ),
+            drafts=make.counter("spec_decode_num_drafts", "Drafts that the model checked"),
+            draft_tokens=make.counter("spec_decode_num_draft_tokens", "Tokens in these drafts"),
+            accepted_tokens=make.counter(
+                "spec_decode_num_accepted_tokens", "Draft tokens that came true"
+            ),
+            accepted_at=_Maker(registry, ("position",)).counter(
+                "spec_decode_num_accepted_tokens_per_pos", "Of these, at this place of a draft"
+            ),
         )
 
 
@@ -143,10 +181,11 @@ class TransportCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         now = self._counters()
         moved = CounterMetricFamily(
-            f"{PREFIX}transfer_bytes", "Tensor bytes moved out of band", labels=["direction"]
+            f"{PREFIX}transfer_bytes", "Tensor bytes moved; local: in memory", labels=["direction"]
         )
         moved.add_metric(["sent"], now.bytes_sent)
         moved.add_metric(["received"], now.bytes_received)
+        moved.add_metric(["local"], now.bytes_local)
         yield moved
         transfers = CounterMetricFamily(
             f"{PREFIX}transfers", "Segments moved", labels=["direction"]

@@ -35,10 +35,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class TransportCounters:
-    """Totals since start. They prove that tensors moved out of band."""
+    """Totals since start. They prove that tensors moved out of band.
+
+    `bytes_local` were copied within this process, which sent and received nothing for it.
+    """
 
     bytes_sent: int
     bytes_received: int
+    bytes_local: int
     transfers_sent: int
     transfers_received: int
     transfers_failed: int
@@ -80,6 +84,8 @@ class Transport(Protocol):
 
     async def pull(self, ref: TensorRef, segment: int, into: Buffer, *, timeout_s: float) -> None:
         """Receive segment `segment` of `ref` into `into`, which must have exactly its size.
+
+        What this process exposes itself is copied in memory, under the same rules.
 
         Raises `TransferError`. After a failure whose end is uncertain the transport keeps `into`
         referenced (quarantined) until the operation settles; the caller must not reuse that memory

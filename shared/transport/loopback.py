@@ -22,6 +22,7 @@ from shared.transport.base import Buffer, Segment, TransportCounters
 from shared.transport.buffers import ByteArray, checked_landing, host_bytes
 from shared.transport.exposures import Asked, Exposures
 from shared.transport.lease import LEASE_S
+from shared.transport.self_pulls import SelfPulls, asked_for
 
 TICK_S = 0.25
 
@@ -94,6 +95,7 @@ class LoopbackTransport:
         self._compatibility = compatibility
         self._clock = clock
         self._exposures = Exposures(me, compatibility, lease_s=lease_s)
+        self._self_pulls = SelfPulls(me, self._exposures, clock=clock)
         self._address = b""
         self._deliveries: dict[asyncio.Task[None], _Delivery] = {}
         self._bytes_sent = self._num_sent = 0
@@ -117,6 +119,7 @@ class LoopbackTransport:
             delivery.fail(Outcome.CANCELLED, f"{self.me.name} stops")
         if self._deliveries:
             await asyncio.wait(tuple(self._deliveries))
+        await self._self_pulls.settle()
         self._exposures.revoke_all()
 
     def expose(
@@ -152,6 +155,9 @@ class LoopbackTransport:
     async def pull(self, ref: TensorRef, segment: int, into: Buffer, *, timeout_s: float) -> None:
         """Receive one segment; see `Transport.pull`."""
         landing = checked_landing(ref, segment, into)
+        self._check(ref)
+        if await self._self_pulls.pull(ref, segment, landing, timeout_s=timeout_s):
+            return
         try:
             await self._pull(ref, segment, landing, timeout_s)
         except BaseException:
@@ -177,15 +183,16 @@ class LoopbackTransport:
         return TransportCounters(
             bytes_sent=self._bytes_sent,
             bytes_received=self._bytes_received,
+            bytes_local=self._self_pulls.bytes_copied,
             transfers_sent=self._num_sent,
             transfers_received=self._num_received,
-            transfers_failed=self._num_failed,
+            transfers_failed=self._num_failed + self._self_pulls.num_failed,
             leases_open=self._exposures.num_open,
             leases_expired=self._exposures.num_expired,
             quarantined_bytes=0,
         )
 
-    async def _pull(self, ref: TensorRef, segment: int, landing: Buffer, timeout_s: float) -> None:
+    def _check(self, ref: TensorRef) -> None:
         if not self._address:
             raise TransferError(Outcome.CANCELLED, "the transport is closed")
         if ref.compatibility != self._compatibility:
@@ -193,9 +200,11 @@ class LoopbackTransport:
                 Outcome.INCOMPATIBLE,
                 f"{ref.owner.name} has {ref.compatibility}, this is {self._compatibility}",
             )
+
+    async def _pull(self, ref: TensorRef, segment: int, landing: Buffer, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         owner = self._network.find(ref.owner, ref.address)
-        delivery = _Delivery(_asked(ref, segment), host_bytes(landing), loop.create_future())
+        delivery = _Delivery(asked_for(ref, segment), host_bytes(landing), loop.create_future())
         detail = f"nothing came within {timeout_s} s"
         timer = loop.call_later(timeout_s, delivery.fail, Outcome.INTERNAL, detail)
         owner._start(delivery)
@@ -241,13 +250,3 @@ async def _open(segment: Segment) -> ByteArray:
     if view.nbytes != segment.num_bytes:
         raise ValueError(f"a segment of {segment.num_bytes} bytes opened as {view.nbytes}")
     return view
-
-
-def _asked(ref: TensorRef, segment: int) -> Asked:
-    return Asked(
-        owner=ref.owner,
-        compatibility=ref.compatibility,
-        lease_id=ref.lease_id,
-        segment=segment,
-        num_bytes=ref.segment_bytes[segment],
-    )

@@ -20,6 +20,7 @@ from shared.transport.base import Buffer, Segment, TransportCounters
 from shared.transport.buffers import checked_landing
 from shared.transport.exposures import Exposures
 from shared.transport.lease import LEASE_S
+from shared.transport.self_pulls import SelfPulls
 from shared.transport.ucx_peers import UcxPeers
 from shared.transport.ucx_pulls import UcxPulls
 from shared.transport.ucx_sends import UcxSends
@@ -54,6 +55,7 @@ class UcxTransport:
         self._error_handling = error_handling
         self._config = config
         self._exposures = Exposures(me, compatibility, lease_s=lease_s)
+        self._self_pulls = SelfPulls(me, self._exposures)
         self._is_open = False
 
     async def __aenter__(self) -> UcxTransport:
@@ -79,6 +81,7 @@ class UcxTransport:
         self._pulls.stop()
         try:
             await self._sends.stop()
+            await self._self_pulls.settle()
             self._exposures.revoke_all()
             self._pulls.close()
             self._peers.close()
@@ -126,7 +129,8 @@ class UcxTransport:
                 Outcome.INCOMPATIBLE,
                 f"{ref.owner.name} has {ref.compatibility}, this is {self._compatibility}",
             )
-        await self._pulls.pull(ref, segment, landing, timeout_s=timeout_s)
+        if not await self._self_pulls.pull(ref, segment, landing, timeout_s=timeout_s):
+            await self._pulls.pull(ref, segment, landing, timeout_s=timeout_s)
 
     async def release(self, ref: TensorRef, holder: str) -> None:
         """Tell the owner that one holder is done; a lost message is mended by expiry."""
@@ -149,9 +153,10 @@ class UcxTransport:
         return TransportCounters(
             bytes_sent=self._sends.bytes_sent,
             bytes_received=self._pulls.bytes_received,
+            bytes_local=self._self_pulls.bytes_copied,
             transfers_sent=self._sends.num_sent,
             transfers_received=self._pulls.num_received,
-            transfers_failed=self._pulls.num_failed,
+            transfers_failed=self._pulls.num_failed + self._self_pulls.num_failed,
             leases_open=self._exposures.num_open,
             leases_expired=self._exposures.num_expired,
             quarantined_bytes=self._pulls.quarantined_bytes,

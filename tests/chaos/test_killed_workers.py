@@ -18,7 +18,7 @@ from shared.demo import model_dir
 from shared.messages.descriptor import SamplingParams
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
-from tests.support.cluster import Cluster, running_cluster, sse_events
+from tests.support.cluster import Cluster, Process, running_cluster, sse_events
 from tests.support.mixed import Mixed, mixed_requests
 
 pytestmark = pytest.mark.timeout(300)
@@ -68,7 +68,7 @@ def test_a_killed_decoder_changes_no_answer(
             text += choice["delta"].get("content") or ""
             finish = choice["finish_reason"] or finish
             if len(text) > 200 and not killed:
-                busy_decoder(cluster).kill()
+                busiest(cluster, "decode").kill()
                 killed = True
     assert killed
     assert finish == "length"
@@ -76,9 +76,9 @@ def test_a_killed_decoder_changes_no_answer(
     assert text == text_of(prompts, list(engine.generate(request, [])))
 
 
-def busy_decoder(cluster: Cluster):
-    """The decode worker that is at work."""
-    workers = cluster.workers("decode")
+def busiest(cluster: Cluster, service: str) -> Process:
+    """The worker with the most tasks at work."""
+    workers = cluster.workers(service)
     return max(workers, key=lambda w: w.metric("triptych_num_requests_running"))
 
 
@@ -98,6 +98,25 @@ def test_a_kill_under_load_loses_no_request(
         descriptor = prompts.request(request.pictures, request.question, request.sampling)
         expected = list(engine.generate(descriptor, request.pictures))
         assert response.json()["choices"][0]["token_ids"] == expected
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("topology", ["2EPD", "1E 2PD"])
+def test_a_killed_worker_of_several_stages_loses_and_changes_nothing(
+    topology: str, tmp_path: Path, engine: LocalEngine, prompts: PromptMaker
+) -> None:
+    """Its answers have no decode task of their own: the prefill tasks stand for them."""
+    requests = list(mixed_requests(40, seed=37))
+    services = ("encoder", "worker")
+    flags = {**dict.fromkeys(services, FAST), "gateway": ["--registration-ttl-s", "2"]}
+    with running_cluster(tmp_path, topology=topology, flags=flags) as cluster:
+        with kill_after(1.0, lambda: busiest(cluster, "worker").kill()):
+            answers = ask_all(cluster, requests)
+        for request, response in zip(requests, answers, strict=True):
+            assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
+            descriptor = prompts.request(request.pictures, request.question, request.sampling)
+            expected = list(engine.generate(descriptor, request.pictures))
+            assert response.json()["choices"][0]["token_ids"] == expected
 
 
 def ask_all(cluster: Cluster, requests: list[Mixed]) -> list[httpx.Response]:

@@ -21,11 +21,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.demo import model_dir
+from shared.messages.control import Role
+from shared.runtime.topology import parse_topology
 from tests.support.nats_server import NatsServer, free_port
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
-SERVICES = ("encoder", "prefill", "decode")
+SERVICES = {Role.ENCODE: "encoder", Role.PREFILL: "prefill", Role.DECODE: "decode"}
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Process:
 
 @dataclass
 class Cluster:
-    """The running processes by name (`encoder-0`, `decode-1`, `gateway-0`)."""
+    """The running processes by name (`encoder-0`, `decode-1`, `worker-0`, `gateway-0`)."""
 
     url: str
     nats_url: str
@@ -94,24 +96,28 @@ def running_cluster(
     encoders: int = 1,
     prefills: int = 1,
     decodes: int = 1,
+    topology: str = "",
     model: Path | None = None,
     flags: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Cluster]:
     """Start everything, wait until the gateway is ready, stop everything afterwards.
 
-    `flags` adds arguments per service (`{"prefill": ["--landing-bytes", "1MiB"]}`).
+    `topology` says which stages share a process, instead of the counts; a process of several is a
+    `worker`. `flags` adds arguments per service (`{"prefill": ["--landing-bytes", "1MiB"]}`).
     """
-    counts = {"encoder": encoders, "prefill": prefills, "decode": decodes}
+    workers = parse_topology(topology or f"{encoders}E-{prefills}P-{decodes}D")
     port = free_port()
     with _nats(folder / "nats") as server:
         cluster = Cluster(f"http://127.0.0.1:{port}", server.url, "test-model")
         base = ["--nats-url", server.url, "--model", str(model or model_dir())]
         base += ["--served-name", cluster.model]
         try:
-            for service in SERVICES:
-                for index in range(counts[service]):
-                    extra = list((flags or {}).get(service, ()))
-                    start_worker(cluster, folder, f"{service}-{index}", [*base, *extra])
+            for stages in workers:
+                service = SERVICES[stages[0]] if len(stages) == 1 else "worker"
+                extra = ["--stages", ",".join(stages)] if len(stages) > 1 else []
+                extra += (flags or {}).get(service, ())
+                name = f"{service}-{len(cluster.workers(service))}"
+                start_worker(cluster, folder, name, [*base, *extra])
             gateway = [*base, "--port", str(port), *(flags or {}).get("gateway", ())]
             _start(cluster, folder, "gateway-0", "gateway", gateway)
             _wait_ready(cluster)

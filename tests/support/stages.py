@@ -1,4 +1,4 @@
-"""All three stages in one process, over the in-memory bus and the loopback transport."""
+"""All three stages over the in-memory bus and the loopback transport, on one or more workers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.decode.build import build as build_decode
 from services.decode.settings import DecodeSettings
-from services.decode.stage import DecodeStage
-from services.encoder.build import build as build_encoder
 from services.encoder.settings import EncoderSettings
-from services.encoder.stage import EncodeStage
-from services.prefill.build import build as build_prefill
 from services.prefill.settings import PrefillSettings
-from services.prefill.stage import PrefillStage
+from services.stages import HostSettings, build_stages
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers
 from shared.bus.memory_bus import MemoryBus
@@ -29,9 +24,10 @@ from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.events import Event, EventBatch, TokenEvent
 from shared.messages.refs import EmbeddingRef, embedding_lease_id
 from shared.messages.work import EncodeTask, PrefillTask
-from shared.runtime.host import ModelFolder, open_worker
+from shared.runtime.host import ModelFolder, Stage, open_worker
 from shared.runtime.lifecycle import Stop
 from shared.runtime.settings import ModelSettings
+from shared.runtime.topology import name_of, parse_topology
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
 from shared.transport.base import Segment
@@ -50,9 +46,7 @@ class Pipeline:
     bus: Bus
     folder: ModelFolder
     workers: dict[Role, Worker] = field(default_factory=dict)
-    encoder: EncodeStage | None = None
-    prefill: PrefillStage | None = None
-    decode: DecodeStage | None = None
+    stages: list[Stage] = field(default_factory=list)
     events: dict[str, list[Event]] = field(default_factory=dict)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -160,8 +154,14 @@ async def running_pipeline(
     prefill: PrefillSettings | None = None,
     decode: DecodeSettings | None = None,
     lease_s: float = 30.0,
+    topology: str = "1E 1P 1D",
+    hosts: dict[str, object] | None = None,
 ) -> AsyncIterator[Pipeline]:
-    """One worker of each role; they drain at the end of the block."""
+    """The workers of a topology; they drain at the end of the block.
+
+    Workers of one stage take that stage's settings; those of several take `hosts`, changes of the
+    defaults. `Pipeline.workers` holds the last worker of each stage.
+    """
     model = ModelSettings(served_name=MODEL)
     settings: dict[Role, WorkerSettings] = {
         Role.ENCODE: encoder or EncoderSettings(model=model, drain_s=1.0),
@@ -174,34 +174,23 @@ async def running_pipeline(
         scope.push_async_callback(bus.close)
         pipeline = Pipeline(bus, folder)
         await bus.subscribe(subjects.events(GATEWAY), EventBatch, pipeline.on_batch)
-        for role, each in settings.items():
-            me = WorkerRef(name=role.value, incarnation=next(_numbers))
+        for stages in parse_topology(topology):
+            each = settings[stages[0]]
+            if len(stages) > 1:
+                changes = {"model": model, "drain_s": 1.0, **(hosts or {})}
+                each = HostSettings(stages=",".join(stages), **changes)  # type: ignore[arg-type]
+            me = WorkerRef(name=name_of(stages), incarnation=next(_numbers))
             compatibility = folder.geometry(each.block_size).compatibility_hash("test")
             transport = await scope.enter_async_context(
                 LoopbackTransport(network, me, compatibility, lease_s=lease_s)
             )
-            pipeline.workers[role] = await scope.enter_async_context(
-                open_worker(me, role, each, MemoryBus(hub), transport)
+            worker = await scope.enter_async_context(
+                open_worker(me, stages, each, MemoryBus(hub), transport)
             )
-        workers = pipeline.workers
-        pipeline.encoder = await build_encoder(
-            workers[Role.ENCODE],
-            folder,
-            settings[Role.ENCODE],  # type: ignore[arg-type]
-        )
-        pipeline.prefill = await build_prefill(
-            workers[Role.PREFILL],
-            folder,
-            settings[Role.PREFILL],  # type: ignore[arg-type]
-        )
-        pipeline.decode = await build_decode(
-            workers[Role.DECODE],
-            folder,
-            settings[Role.DECODE],  # type: ignore[arg-type]
-        )
-        stages = (pipeline.encoder, pipeline.prefill, pipeline.decode)
+            pipeline.workers |= dict.fromkeys(stages, worker)
+            pipeline.stages.append(await build_stages(worker, folder, each))
         async with asyncio.TaskGroup() as tasks:
-            for stage in stages:
+            for stage in pipeline.stages:
                 tasks.create_task(stage.run(stop))
             yield pipeline
             stop.request("the test is over")

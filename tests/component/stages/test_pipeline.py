@@ -244,7 +244,7 @@ async def test_a_worker_whose_steps_keep_failing_ends(
     def broken(self: object, prompts: object) -> list[int]:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(PrefillExecutor, "run", broken)
+    monkeypatch.setattr(PrefillExecutor, "begin", broken)
 
     async def keep_asking() -> None:
         async with running_pipeline(folder) as pipeline:

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from services.launcher.board import Board
@@ -70,3 +71,13 @@ def test_the_state_follows_the_news() -> None:
     )
     shown.all_ready()
     assert shown.rows["decode-0"].state == "ready"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_worker_hosts_is_shown(terminal: bool) -> None:
+    shown, out = board(terminal=terminal)
+    shown.open()
+    shown.hosts("worker-0", "prefill decode")
+    shown.started("worker-0", 42)
+    shown.close()
+    assert "prefill decode" in out.getvalue()

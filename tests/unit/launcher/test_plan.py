@@ -8,7 +8,9 @@ import pytest
 
 from services.launcher.plan import StopRank, service_specs, threads_per_worker
 from services.launcher.settings import LauncherSettings
+from shared.errors import SettingsError
 from shared.runtime.settings import ModelSettings, load_settings
+from shared.runtime.topology import parse_topology
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,41 @@ def test_a_named_nats_server_is_used_wherever_it_was_named(
     monkeypatch.setenv("TRIPTYCH_BUS__URL", "nats://h:3")
     settings = load_settings(LauncherSettings, [], "up")
     assert (settings.starts_nats, settings.bus.url) == (False, "nats://h:3")
+
+
+def test_a_topology_says_which_stages_share_a_process() -> None:
+    settings = LauncherSettings(topology="1EP 2D 1PD")
+    specs = list(service_specs(settings, "nats://h:1", port=9, num_cores=8))[:-1]
+    assert [(spec.name, spec.stages) for spec in specs] == [
+        ("worker-0", "encode prefill"),
+        ("decode-0", "decode"),
+        ("decode-1", "decode"),
+        ("worker-1", "prefill decode"),
+    ]
+    shared, alone = dict(pairwise(specs[0].command)), dict(pairwise(specs[1].command))
+    assert (shared["-m"], shared["--stages"]) == ("services.worker", "encode,prefill")
+    assert alone["-m"] == "services.decode"
+    assert "--stages" not in alone
+    assert specs[0].environment["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--topology", "1EP"], "--topology = '1EP': no worker for decode"),
+        (["--topology", "2Q 1PD"], "'2Q' should be a count and stages"),
+        (
+            ["--topology", "1EPD", "--decodes", "1"],
+            "--topology = '1EPD' and --decodes = 1: give one or the other",
+        ),
+    ],
+)
+def test_a_wrong_topology_is_told(argv: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(LauncherSettings, argv, "up")
+    assert message in str(caught.value)
+
+
+def test_counts_are_the_short_form_of_a_topology() -> None:
+    short = load_settings(LauncherSettings, ["--encoders", "2", "--decodes", "3"], "up")
+    assert short.workers == parse_topology("2E 1P 3D")

@@ -37,7 +37,7 @@ def packed(**changes: object) -> bytes:
         CANCEL,
         Registration(
             worker=WorkerRef(name="w", incarnation=2**60),
-            role=Role.DECODE,
+            stages=(Role.PREFILL, Role.DECODE),
             model="m",
             compatibility="c",
             host="h",

@@ -10,11 +10,14 @@ TTL_S = 10.0
 
 
 def registration(
-    name: str = "w", incarnation: int = 1, role: Role = Role.DECODE, **changes: object
+    name: str = "w",
+    incarnation: int = 1,
+    stages: tuple[Role, ...] = (Role.DECODE,),
+    **changes: object,
 ) -> Registration:
     fields: dict[str, object] = {
         "worker": WorkerRef(name=name, incarnation=incarnation),
-        "role": role,
+        "stages": stages,
         "model": "m",
         "compatibility": "c",
         "host": "h",
@@ -27,7 +30,7 @@ def registration(
 def test_live_answers_by_role_model_and_readiness() -> None:
     roster = Roster(TTL_S)
     decode, loading = registration("a"), registration("b", ready=False)
-    prefill, other = registration("c", role=Role.PREFILL), registration("d", model="other")
+    prefill, other = registration("c", stages=(Role.PREFILL,)), registration("d", model="other")
     for each in (decode, loading, prefill, other):
         roster.heard(each.worker.name, each, 0.0)
     assert roster.live(Role.DECODE, "m") == [decode, loading]
@@ -80,11 +83,15 @@ def test_a_worker_never_heard_of_is_not_gone() -> None:
     assert not Roster(TTL_S).is_gone(WorkerRef(name="new", incarnation=1))
 
 
-def test_a_worker_with_two_roles_is_gone_only_with_its_last() -> None:
+def test_a_worker_counts_for_each_stage_that_it_hosts() -> None:
     roster = Roster(TTL_S)
-    roster.heard("w.prefill", registration(role=Role.PREFILL), 0.0)
-    roster.heard("w.decode", registration(role=Role.DECODE), 0.0)
-    roster.withdrawn("w.prefill")
-    assert not roster.is_gone(registration().worker)
-    roster.withdrawn("w.decode")
-    assert roster.is_gone(registration().worker)
+    both = registration(stages=(Role.PREFILL, Role.DECODE))
+    roster.heard("w", both, 0.0)
+    assert roster.live(Role.PREFILL) == roster.live(Role.DECODE) == [both]
+    assert roster.live(Role.ENCODE) == []
+    changed = registration(stages=(Role.ENCODE,))
+    assert roster.heard("w", changed, 1.0) == []
+    assert roster.live(Role.ENCODE) == [changed]
+    assert roster.live(Role.DECODE) == []
+    roster.withdrawn("w")
+    assert roster.is_gone(both.worker)

@@ -1,4 +1,4 @@
-"""The three schedulers, driven with literals."""
+"""The schedulers of encode and decode, driven with literals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from services.encoder.scheduler import EncodeScheduler
-from services.prefill.scheduler import PrefillScheduler
 from shared.cache.block_pool import BlockHandle, BlockPool
-from shared.errors import FailureKind, RequestFailed, SettingsError
+from shared.errors import RequestFailed, SettingsError
 from shared.messages.descriptor import SamplingParams, WorkerRef
 from shared.messages.events import FinishedEvent, FinishReason, TokenEvent
 
@@ -19,12 +18,6 @@ from shared.messages.events import FinishedEvent, FinishReason, TokenEvent
 @dataclass(eq=False)
 class Picture:
     num_patches: int
-
-
-@dataclass(eq=False)
-class Prompt:
-    num_tokens: int
-    blocks: BlockHandle | None = None
 
 
 def sequence(blocks: BlockHandle, *, max_tokens: int = 8, stop: tuple[int, ...] = ()) -> Sequence:
@@ -72,52 +65,13 @@ class TestEncodeScheduler:
             EncodeScheduler(max_batch_patches=0)
 
 
-class TestPrefillScheduler:
-    def make(self, num_blocks: int = 10) -> tuple[PrefillScheduler[Prompt], BlockPool]:
-        pool = BlockPool(num_blocks, block_size=16)
-        return PrefillScheduler(pool, max_batch_tokens=100), pool
-
-    def test_packs_prompts_within_the_token_budget_and_gives_each_its_blocks(self) -> None:
-        scheduler, pool = self.make()
-        prompts = [Prompt(33), Prompt(60), Prompt(20)]
-        for prompt in prompts:
-            scheduler.add(prompt)
-        assert scheduler.next_batch() == prompts[:2]
-        assert [len(p.blocks or ()) for p in prompts[:2]] == [3, 4]
-        assert pool.num_free == 3
-
-    def test_a_prompt_without_blocks_waits_and_is_not_overtaken(self) -> None:
-        scheduler, pool = self.make()
-        held = pool.allocate(8)
-        large, small = Prompt(48), Prompt(16)
-        scheduler.add(large)
-        scheduler.add(small)
-        assert scheduler.next_batch() == []
-        held.free()
-        assert scheduler.next_batch() == [large, small]
-
-    def test_a_prompt_that_can_never_fit_is_refused_with_numbers(self) -> None:
-        scheduler, _ = self.make(num_blocks=2)
-        with pytest.raises(RequestFailed, match="33 tokens takes 3 KV blocks.* has 2") as caught:
-            scheduler.add(Prompt(33))
-        assert caught.value.kind is FailureKind.BAD_REQUEST
-
-    def test_a_cancelled_prompt_takes_no_blocks(self) -> None:
-        scheduler, pool = self.make()
-        prompt = Prompt(16)
-        scheduler.add(prompt)
-        scheduler.cancel(prompt)
-        assert scheduler.next_batch() == []
-        assert pool.num_free == 10
-
-
 class TestDecodeScheduler:
     def make(self, max_batch: int = 2) -> tuple[DecodeScheduler, BlockPool]:
         pool = BlockPool(10, block_size=16)
         return DecodeScheduler(pool, max_batch=max_batch), pool
 
     def started(self, scheduler: DecodeScheduler) -> Sequence:
-        blocks = scheduler.try_admit(32)
+        blocks = scheduler.try_admit(10, 32)
         assert blocks is not None
         running = sequence(blocks)
         scheduler.start(running)
@@ -125,20 +79,42 @@ class TestDecodeScheduler:
 
     def test_admits_while_there_are_slots_and_blocks(self) -> None:
         scheduler, pool = self.make()
-        assert scheduler.try_admit(64) is not None
-        assert scheduler.try_admit(6 * 16 + 1) is None  # 7 blocks, 6 free
-        assert scheduler.try_admit(16) is not None
-        assert scheduler.try_admit(16) is None  # no slot
+        assert scheduler.try_admit(10, 64) is not None
+        assert scheduler.try_admit(10, 6 * 16 + 1) is None  # 7 blocks, 6 free
+        assert scheduler.try_admit(10, 16) is not None
+        assert scheduler.try_admit(10, 16) is None  # no slot
         assert pool.num_free == 5
 
     def test_an_answer_that_can_never_fit_is_refused(self) -> None:
         scheduler, _ = self.make()
         with pytest.raises(RequestFailed, match="11 KV blocks.* has 10"):
-            scheduler.try_admit(161)
+            scheduler.try_admit(10, 161)
+
+    def test_blocks_that_hold_the_sequence_already_are_shared_not_copied(self) -> None:
+        scheduler, pool = self.make()
+        with pool.allocate(3) as prefilled:
+            blocks = scheduler.try_admit(10, 5 * 16, shared=prefilled.block_ids)
+            assert blocks is not None
+            assert blocks.block_ids[:3] == prefilled.block_ids
+            assert (len(blocks), pool.num_free) == (5, 5)
+            assert [pool.ref_count(i) for i in blocks.block_ids] == [2, 2, 2, 1, 1]
+        assert pool.num_free == 5  # the first owner is gone, the sequence still holds them
+        assert scheduler.try_admit(10, 6 * 16, shared=blocks.block_ids[:0]) is None
+        scheduler.withdraw(blocks)
+        assert pool.num_free == 10
+
+    def test_more_shared_blocks_than_needed_are_left_to_their_owner(self) -> None:
+        scheduler, pool = self.make()
+        prefilled = pool.allocate(4)
+        blocks = scheduler.try_admit(10, 2 * 16, shared=prefilled.block_ids)
+        assert blocks is not None
+        assert blocks.block_ids == prefilled.block_ids[:2]
+        prefilled.free()
+        assert pool.num_used == 2
 
     def test_a_withdrawn_admission_gives_all_back(self) -> None:
         scheduler, pool = self.make(max_batch=1)
-        blocks = scheduler.try_admit(64)
+        blocks = scheduler.try_admit(10, 64)
         assert blocks is not None
         scheduler.withdraw(blocks)
         assert (scheduler.num_free_slots, pool.num_free) == (1, 10)
@@ -146,15 +122,15 @@ class TestDecodeScheduler:
     def test_every_started_sequence_takes_part_in_every_step(self) -> None:
         scheduler, _ = self.make()
         first, second = self.started(scheduler), self.started(scheduler)
-        assert scheduler.next_batch() == [first, second]
+        assert scheduler.next_step().batch == (first, second)
         scheduler.end_step()
         scheduler.retire(first)
-        assert scheduler.next_batch() == [second]
+        assert scheduler.next_step().batch == (second,)
 
     def test_blocks_stay_taken_while_a_step_may_write_them(self) -> None:
         scheduler, pool = self.make()
         running = self.started(scheduler)
-        scheduler.next_batch()
+        scheduler.next_step()
         scheduler.retire(running)
         scheduler.retire(running)
         assert pool.num_free == 8

@@ -38,6 +38,7 @@ def test_transport_counters_are_read_when_asked() -> None:
     counters = TransportCounters(
         bytes_sent=10,
         bytes_received=20,
+        bytes_local=30,
         transfers_sent=1,
         transfers_received=2,
         transfers_failed=3,
@@ -50,6 +51,7 @@ def test_transport_counters_are_read_when_asked() -> None:
     for line in (
         'triptych_transfer_bytes_total{direction="sent"} 10.0',
         'triptych_transfer_bytes_total{direction="received"} 20.0',
+        'triptych_transfer_bytes_total{direction="local"} 30.0',
         "triptych_transfers_failed_total 3.0",
         "triptych_leases_open 4.0",
         "triptych_leases_expired_total 5.0",

@@ -1,0 +1,1 @@
+"""A worker process that hosts any set of stages."""
