@@ -12,6 +12,7 @@ from shared.bus import subjects
 from shared.cache.block_pool import BlockPool
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
+from shared.model.grammar import Grammars
 from shared.runtime.host import ModelFolder
 from shared.runtime.kv_memory import num_kv_blocks
 from shared.runtime.language import load_language
@@ -43,4 +44,5 @@ async def build(worker: Worker, folder: ModelFolder, settings: DecodeSettings) -
         landing=landing,
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
+        grammars=Grammars(folder.directory, folder.spec),
     )

@@ -10,7 +10,7 @@ from services.decode.sequence import Sequence
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.decoder import LanguageModel
-from shared.model.sampler import SamplingRow, sample
+from shared.model.sampler import Sampled, sample
 
 
 class DecodeExecutor:
@@ -20,7 +20,7 @@ class DecodeExecutor:
         self._model = model
         self._kv = kv
 
-    def run(self, sequences: Sequences[Sequence]) -> list[int | None]:
+    def run(self, sequences: Sequences[Sequence]) -> list[Sampled | None]:
         """Write the newest token's KV of each sequence and sample the token after it.
 
         None where the model's output was not finite.
@@ -37,7 +37,7 @@ class DecodeExecutor:
         batch = ForwardBatch.pack(inputs, self._kv.block_size, device=self._kv.device)
         with torch.inference_mode():
             logits = self._model(batch, self._kv)
-        return sample(logits, [_sampling_row(sequence) for sequence in sequences])
+        return sample(logits, [sequence.state.row() for sequence in sequences])
 
     def empty_landing(self, num_layers: int, num_tokens: int) -> torch.Tensor:
         """Memory for arriving KV, `[layers, 2, num_tokens, kv_heads, head_dim]`."""
@@ -48,14 +48,3 @@ class DecodeExecutor:
     def scatter(self, block_ids: Sequences[int], values: torch.Tensor, layers: slice) -> None:
         """Move arrived KV into a sequence's blocks."""
         self._kv.scatter(block_ids, values, layers)
-
-
-def _sampling_row(sequence: Sequence) -> SamplingRow:
-    sampling = sequence.sampling
-    return SamplingRow(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        index=sequence.next_index,
-    )

@@ -25,6 +25,8 @@ from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
+from shared.model.grammar import Grammars, GrammarState
+from shared.model.sampling_row import Sampled, SamplingState
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -50,6 +52,7 @@ class DecodeStage:
         landing: Landing,
         geometry: KvGeometry,
         pull_timeout_s: float,
+        grammars: Grammars,
     ) -> None:
         self._worker = worker
         self._tasks = tasks
@@ -58,6 +61,7 @@ class DecodeStage:
         self._landing = landing
         self._geometry = geometry
         self._pull_timeout_s = pull_timeout_s
+        self._grammars = grammars
         self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._guard = StepGuard(Role.DECODE.value)
@@ -109,17 +113,17 @@ class DecodeStage:
             await self.step()
 
     def _apply(
-        self, batch: Sequences[Sequence], tokens: Sequences[int | None]
+        self, batch: Sequences[Sequence], tokens: Sequences[Sampled | None]
     ) -> list[tuple[WorkerRef, Event]]:
         """Take in a step's tokens; sequences that were retired meanwhile say nothing."""
         events: list[tuple[WorkerRef, Event]] = []
-        for sequence, token_id in zip(batch, tokens, strict=True):
+        for sequence, token in zip(batch, tokens, strict=True):
             if sequence.retired:
                 continue
-            if token_id is None:
+            if token is None:
                 self._end(sequence, not_a_number(Role.DECODE.value))
                 continue
-            told = sequence.append(token_id)
+            told = sequence.append(token)
             events += [(sequence.gateway, event) for event in told]
             if not isinstance(told[-1], TokenEvent):
                 self._end(sequence)
@@ -136,6 +140,7 @@ class DecodeStage:
             complete.set_exception(error)
 
     async def _serve(self, task: DecodeTask, ticket: Ticket) -> None:
+        grammar = await self._grammars.open_for(task.request, task.last_token_id)
         longest = task.request.max_context_tokens
         blocks = await self._room.until(lambda: self._scheduler.try_admit(longest))
         try:
@@ -144,7 +149,7 @@ class DecodeStage:
             self._scheduler.withdraw(blocks)
             self._room.notify()
             raise
-        await self._generate(_sequence(task, blocks))
+        await self._generate(_sequence(task, blocks, grammar))
 
     async def _land(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> None:
         """Pull the KV into landing memory and move it into the sequence's blocks."""
@@ -204,12 +209,13 @@ class DecodeStage:
             self._room.notify()
 
 
-def _sequence(task: DecodeTask, blocks: BlockHandle) -> Sequence:
+def _sequence(task: DecodeTask, blocks: BlockHandle, grammar: GrammarState | None) -> Sequence:
     return Sequence(
         request_id=task.request.request_id,
         attempt=task.request.attempt,
         gateway=task.request.gateway,
         sampling=task.request.sampling,
+        state=SamplingState.of(task.request, grammar, task.last_token_id),
         blocks=blocks,
         kv_len=task.kv.kv_len[0],
         next_pos=task.kv.next_pos,

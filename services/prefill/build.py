@@ -14,6 +14,7 @@ from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import TORCH_DTYPES
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
+from shared.model.grammar import Grammars
 from shared.runtime.host import ModelFolder
 from shared.runtime.kv_memory import num_kv_blocks
 from shared.runtime.language import load_language
@@ -46,6 +47,7 @@ async def build(worker: Worker, folder: ModelFolder, settings: PrefillSettings) 
         landing=landing,
         geometry=geometry,
         max_held=settings.max_held,
+        grammars=Grammars(folder.directory, folder.spec),
     )
 
 

@@ -10,10 +10,13 @@ import torch
 
 from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
+from shared.messages.events import TokenLogprobs
 from shared.model.batch import ForwardBatch, IntArray, SequenceInput
 from shared.model.decoder import LanguageModel
+from shared.model.grammar import GrammarState
 from shared.model.positions import MediaGrid, prompt_positions
 from shared.model.sampler import SamplingRow, sample
+from shared.model.sampling_row import SamplingState
 from shared.modelspec import ModelSpec
 
 
@@ -51,6 +54,7 @@ class FirstToken:
 
     token_id: int
     next_pos: int
+    logprobs: TokenLogprobs | None = None
 
 
 class PrefillExecutor:
@@ -61,7 +65,9 @@ class PrefillExecutor:
         self._kv = kv
         self._spec = spec
 
-    def prepare(self, request: RequestDescriptor) -> PreparedPrompt:
+    def prepare(
+        self, request: RequestDescriptor, grammar: GrammarState | None = None
+    ) -> PreparedPrompt:
         """Lay a prompt out. Raises `RequestFailed` if placeholders and media disagree."""
         grids = [MediaGrid(*item.grid_thw) for item in request.media]
         positions, next_pos = prompt_positions(request.prompt_token_ids, grids, self._spec)
@@ -75,7 +81,7 @@ class PrefillExecutor:
             positions=np.concatenate((positions, tail), axis=-1),
             next_pos=next_pos + request.next_index,
             media_rows=_media_rows(request),
-            sampling=_sampling_row(request),
+            sampling=SamplingState.of(request, grammar).row(),
         )
 
     def run(self, inputs: Sequence[PromptInput]) -> list[FirstToken | None]:
@@ -89,7 +95,9 @@ class PrefillExecutor:
             logits = self._model(batch, self._kv)
         tokens = sample(logits, [each.prompt.sampling for each in inputs])
         return [
-            None if token is None else FirstToken(token, each.prompt.next_pos)
+            None
+            if token is None
+            else FirstToken(token.token_id, each.prompt.next_pos, token.logprobs)
             for token, each in zip(tokens, inputs, strict=True)
         ]
 
@@ -116,14 +124,3 @@ def _media_rows(request: RequestDescriptor) -> IntArray:
         for item in request.media
     ]
     return np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
-
-
-def _sampling_row(request: RequestDescriptor) -> SamplingRow:
-    sampling = request.sampling
-    return SamplingRow(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        index=request.next_index,
-    )

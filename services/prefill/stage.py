@@ -28,6 +28,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
+from shared.model.grammar import Grammars
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -112,6 +113,7 @@ class PrefillStage:
         landing: Landing,
         geometry: KvGeometry,
         max_held: int,
+        grammars: Grammars,
     ) -> None:
         self._worker = worker
         self._links = links
@@ -120,6 +122,7 @@ class PrefillStage:
         self._landing = landing
         self._geometry = geometry
         self._max_held = max_held
+        self._grammars = grammars
         self._metrics = links.metrics
         self._guard = StepGuard(Role.PREFILL.value)
         self._work = Signal()
@@ -195,7 +198,7 @@ class PrefillStage:
         request = task.request
         self._scheduler.check_fits(request.num_tokens)
         # A prompt that contradicts itself is refused here, before it shares a step with others.
-        prompt = self._executor.prepare(request)
+        prompt = self._executor.prepare(request, await self._grammars.open_for(request))
         async with self._landing.reserved(
             request.request_id, self._links.receiver.num_bytes(request)
         ):
@@ -297,7 +300,9 @@ def _events(request: RequestDescriptor, first: FirstToken) -> list[Event]:
     key = {"request_id": request.request_id, "attempt": request.attempt}
     if first.token_id in request.sampling.stop_token_ids:
         return [FinishedEvent(**key, num_tokens=index, reason=FinishReason.STOP)]
-    events: list[Event] = [TokenEvent(**key, index=index, token_id=first.token_id)]
+    events: list[Event] = [
+        TokenEvent(**key, index=index, token_id=first.token_id, logprobs=first.logprobs)
+    ]
     if _is_finished(request, first):
         events.append(FinishedEvent(**key, num_tokens=index + 1, reason=FinishReason.LENGTH))
     return events
