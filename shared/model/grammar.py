@@ -34,15 +34,21 @@ MaskArray = npt.NDArray[np.int32]
 class GrammarState:
     """One sequence's place in its grammar. Used by one thread at a time."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, stop_ids: Sequence[int]) -> None:
         self._matcher = matcher
+        self._stop_ids = stop_ids
 
     def append(self, token_id: int) -> str | None:
         """The answer grew by this token. Returns why the grammar cannot go on, else None."""
+        if token_id in self._stop_ids and self._is_complete():
+            return None
         is_taken = self._matcher.try_consume_tokens([token_id]) == 1
         if self._matcher.is_error():
             return f"the grammar cannot be followed any further: {self._matcher.get_error()}"
         return None if is_taken else "the grammar allows no token of this model's vocabulary here"
+
+    def _is_complete(self) -> bool:
+        return self._matcher.is_accepting() and not self._matcher.is_error()
 
     def fill(self, masks: MaskArray, row: int, drafts: Sequence[int] = ()) -> None:
         """Set row `row` to the tokens that may follow the answer and these guessed tokens.
@@ -89,7 +95,7 @@ class Grammars:
         if matcher.try_consume_tokens(answer_ids) != len(answer_ids):
             raise _unusable(matcher, "the answer so far does not follow the grammar")
         self._check_start(matcher)
-        return GrammarState(matcher)
+        return GrammarState(matcher, self._stop_ids)
 
     def _start_of(self, spec: GrammarSpec) -> llguidance.LLMatcher:
         with self._lock:
