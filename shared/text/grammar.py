@@ -19,6 +19,10 @@ from shared.messages.descriptor import MAX_GRAMMAR_CHARS, GrammarSpec
 LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 """The library's own bounds on the size of a grammar and on the work of one step."""
 
+# Blanks between JSON's tokens, enough to indent. Were they unbounded, a model that once prefers
+# them would write nothing else up to its token limit.
+JSON_BLANKS = r"\n? {0,16}"
+
 MAX_REASON_CHARS = 300
 
 
@@ -57,7 +61,9 @@ def source(spec: GrammarSpec) -> str:
     match spec.kind:
         case "json_schema":
             try:
-                return llguidance.LLMatcher.grammar_from_json_schema(spec.text)
+                return llguidance.LLMatcher.grammar_from_json_schema(
+                    spec.text, overrides={"whitespace_pattern": JSON_BLANKS}
+                )
             except ValueError as error:
                 raise _refused(f"the JSON schema cannot be read: {error}") from error
         case "regex":
