@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shared.model.randomness import uniforms
-from shared.model.ranking import ranked, tied_width
+from shared.model.ranking import is_open, ranked, width_for
 from shared.model.sampling_row import SamplingRow
 
 NARROW = 256
@@ -55,20 +55,22 @@ def _plain(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
 
 
 def _top_k(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """Each row ranks as many tokens as its k and its ties need, rounded up to a power of two."""
+    """Each row ranks a little more than its k tokens, or all of them if too many are equal."""
     vocab_size = logits.shape[-1]
-    k = torch.tensor([row.top_k for row in rows], device=logits.device)
-    widths = [
-        min(1 << (width - 1).bit_length(), vocab_size) for width in tied_width(logits, k).tolist()
-    ]
 
     def draw_at(width: int, ids: list[int]) -> torch.Tensor:
-        values, token_ids = ranked(logits[ids], width)
-        beyond = torch.arange(width, device=logits.device) >= k[ids][:, None]
         picked = [rows[i] for i in ids]
+        k = torch.tensor([row.top_k for row in picked], device=logits.device)
+        values, token_ids = ranked(logits[ids], width)
+        beyond = torch.arange(width, device=logits.device) >= k[:, None]
         weights = _probabilities(values.masked_fill(beyond, -torch.inf), picked)
-        return _draw_ranked(weights, token_ids, picked)
+        tokens = _draw_ranked(weights, token_ids, picked)
+        if width < vocab_size:
+            for i in is_open(values, k).nonzero()[:, 0].tolist():
+                tokens[i] = draw_at(vocab_size, [ids[i]])[0]
+        return tokens
 
+    widths = [width_for(row.top_k, vocab_size) for row in rows]
     return _by_width(widths, draw_at, logits.device)
 
 
@@ -80,8 +82,8 @@ def _top_p(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     values, narrow_ids = ranked(logits, narrow)
     narrow_weights = probabilities.gather(1, narrow_ids)
     # Which of the tokens that equal the last one are ranked is open: they must not be needed.
-    is_open = values <= values[:, -1:]
-    mass = narrow_weights.masked_fill(is_open, 0.0).cumsum(dim=-1)[:, -1]
+    certain = narrow_weights.masked_fill(values <= values[:, -1:], 0.0)
+    mass = certain.cumsum(dim=-1)[:, -1]
     last, largest = narrow_weights[:, -1], narrow_weights[:, 0]
     min_p = _column(probabilities, [row.min_p for row in rows])[:, 0]
     top_p = _column(probabilities, [row.top_p for row in rows])[:, 0]
@@ -123,9 +125,11 @@ def _by_width(widths: Sequence[int], draw_at: DrawAt, device: torch.device) -> t
 
 
 def _probabilities(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """Softmax at each row's temperature, float64 because a CDF over a vocabulary adds up errors."""
-    temperature = _column(logits, [row.temperature for row in rows])
-    return torch.softmax(logits.double() / temperature, dim=-1)
+    """Softmax at each row's temperature, as float64 because a CDF over a vocabulary adds up
+    errors."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    temperature = _column(logits, [row.temperature for row in rows]).to(wide)
+    return torch.softmax(logits.to(wide) / temperature, dim=-1).double()
 
 
 def _column(beside: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
@@ -137,8 +141,8 @@ def _inverse_cdf(weights: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Te
     """Column drawn per row from unnormalised `weights` `[rows, n]`."""
     uniform = uniforms([row.seed for row in rows], [row.index for row in rows])
     cdf = weights.cumsum(dim=-1)
-    target = torch.from_numpy(uniform).to(weights.device) * cdf[:, -1]
-    column = torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
-    # Rounding may carry the target onto the total; the last column with weight is meant then.
-    last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(dim=1)
-    return torch.minimum(column, last)
+    total = cdf[:, -1:]
+    target = torch.from_numpy(uniform).to(weights.device)[:, None] * total
+    # Rounding may carry the target onto the total, behind the last column with weight.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 import torch
 
 from shared.messages.events import TokenLogprobs
-from shared.model.ranking import ranked, tied_width
+from shared.model.ranking import ranked_exactly
 
 
 def token_logprobs(
     logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequence[int]
 ) -> list[TokenLogprobs]:
     """One per row of `logits` `[rows, vocab]`; row i tells its `num_top[i]` likeliest tokens."""
-    logprobs = torch.log_softmax(logits.double(), dim=-1)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logprobs = torch.log_softmax(logits.to(wide), dim=-1)
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     chosen_logprobs = logprobs.gather(1, chosen)[:, 0].tolist()
     tops = _tops(logits, logprobs, min(max(num_top), logits.shape[-1]))
@@ -35,8 +36,7 @@ def _tops(
     num_rows = logits.shape[0]
     if num_top == 0:
         return [[] for _ in range(num_rows)]
-    width = int(tied_width(logits, torch.full((num_rows,), num_top, device=logits.device)).max())
-    token_ids = ranked(logits, width)[1][:, :num_top]
+    _, token_ids = ranked_exactly(logits, num_top)
     values = logprobs.gather(1, token_ids)
     return [
         list(zip(ids, row, strict=True))

@@ -193,12 +193,12 @@ def test_logprobs_are_the_models_own(num_top: int) -> None:
         raw = logits[i].double().numpy()
         logprobs = raw - np.log(np.exp(raw).sum())
         assert found.logprobs is not None
-        assert found.logprobs.logprob == pytest.approx(logprobs[found.token_id], abs=1e-12)
+        assert found.logprobs.logprob == pytest.approx(logprobs[found.token_id], abs=2e-6)
         best = sorted(range(VOCAB), key=lambda token, row=logprobs: (-row[token], token))
         best = best[: 0 if i == 2 else num_top]
         assert [token for token, _ in found.logprobs.top] == best
         told = [value for _, value in found.logprobs.top]
-        np.testing.assert_allclose(told, logprobs[best], atol=1e-12)
+        np.testing.assert_allclose(told, logprobs[best], atol=2e-6)
 
 
 def test_rows_without_controls_are_not_even_copied() -> None:
