@@ -18,7 +18,7 @@ from shared.model.randomness import uniforms
 from shared.model.ranking import is_open, ranked, width_for
 from shared.model.sampling_row import SamplingRow
 
-NARROW = 256
+NARROW = 1024
 """Ranked tokens that are tried first for a row with top-p and without top-k."""
 
 DrawAt = Callable[[int, list[int]], torch.Tensor]

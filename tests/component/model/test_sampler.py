@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.model.randomness import uniforms
 from shared.model.sampler import SamplingRow
 from shared.model.sampler import sample as sample_rows
 
@@ -126,3 +129,35 @@ def test_a_row_that_is_not_finite_has_no_token_and_spoils_no_other(bad: float) -
     logits[1, 3] = bad
     rows = [SamplingRow(), SamplingRow(temperature=1.0, top_k=4, seed=1), SamplingRow()]
     assert sample(logits, rows) == [2, None, 5]
+
+
+def drawn_by_the_book(logits: np.ndarray, row: SamplingRow) -> int:
+    """One draw over the whole vocabulary in float64: rank, filter, walk along the CDF."""
+    weights = np.exp((logits - logits.max()) / row.temperature)
+    is_ranked = 0 < row.top_k < len(logits) or row.top_p < 1.0
+    order = np.lexsort((np.arange(len(logits)), -logits)) if is_ranked else np.arange(len(logits))
+    if row.top_k:
+        order = order[: row.top_k]
+    order = order[weights[order] >= row.min_p]
+    kept = weights[order] / weights[order].sum()
+    if is_ranked:
+        order = order[: 1 + int((np.cumsum(kept)[:-1] < row.top_p).sum())]
+    cdf = np.cumsum(weights[order])
+    return int(order[np.searchsorted(cdf, uniforms([row.seed], [row.index])[0] * cdf[-1], "right")])
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("is_coarse", [False, True])
+def test_every_draw_is_the_one_by_the_book(spread: float, is_coarse: bool) -> None:
+    """Flat distributions need the whole ranking, peaked ones the narrow one; coarse ones tie."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        SamplingRow(temperature, top_k, top_p, min_p, seed=index, index=index)
+        for index, (temperature, top_k, top_p, min_p) in enumerate(
+            itertools.product((0.4, 1.0), (0, 1, 7, 300, 2999), (0.2, 0.95, 1.0), (0.0, 0.01, 0.4))
+        )
+    ]
+    logits = torch.randn(len(rows), 3000, generator=generator) * spread
+    logits = logits.round() if is_coarse else logits
+    expected = [drawn_by_the_book(logits[i].double().numpy(), row) for i, row in enumerate(rows)]
+    assert sample(logits, rows) == expected
