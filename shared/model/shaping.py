@@ -14,6 +14,9 @@ import torch
 from shared.model.history import IntArray
 from shared.model.sampling_row import Controls, FloatArray, SamplingRow
 
+# The eight bits of every byte of a mask, the lowest first: whether its token is forbidden.
+_FORBIDDEN = (torch.arange(256)[:, None] >> torch.arange(8)) % 2 == 0
+
 Controlled = tuple[int, SamplingRow, Controls]
 
 
@@ -83,10 +86,9 @@ def _mask(logits: torch.Tensor, controlled: Sequence[Controlled]) -> None:
     masks = np.zeros((len(found), -(-vocab_size // 32)), dtype=np.int32)
     for line, (_, drafts, grammar) in enumerate(found):
         grammar.fill(masks, line, drafts)
-    words = torch.from_numpy(masks).to(logits.device)
-    bits = (words[:, :, None] >> torch.arange(32, device=logits.device)) & 1
+    octets = torch.from_numpy(masks.view(np.uint8)).to(logits.device)
+    is_forbidden = _FORBIDDEN.to(logits.device)[octets.int()].flatten(1)[:, :vocab_size]
     ids = [i for i, _, _ in found]
-    is_forbidden = bits.flatten(1)[:, :vocab_size] == 0
     logits[ids] = logits[ids].masked_fill(is_forbidden, -torch.inf)
 
 
