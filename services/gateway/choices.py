@@ -31,6 +31,8 @@ async def advances_of(runs: Sequence[Run]) -> AsyncGenerator[tuple[int, Advance]
                 del waiting[task]
                 if following is None:
                     continue
+                if following.end:  # the workers may stop here, whatever the others have to say
+                    runs[choice].close()
                 waiting[_next_of(sources[choice])] = choice
                 yield choice, following
     finally:

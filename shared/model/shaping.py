@@ -61,12 +61,16 @@ def _penalise(logits: torch.Tensor, controlled: Sequence[Controlled]) -> None:
     if not found:
         return
     lengths = [len(ids) for _, _, (ids, _) in found]
-    places = _places(logits, [i for i, _, _ in found], lengths, [ids for _, _, (ids, _) in found])
-    counts = _to(logits, np.concatenate([counts for _, _, (_, counts) in found]))
+    token_ids = np.concatenate([ids for _, _, (ids, _) in found])
+    # A prompt may hold placeholders that are no words and have no logit.
+    kept = token_ids < logits.shape[-1]
+    rows = np.repeat(np.array([i for i, _, _ in found]), lengths)[kept]
+    places = (_to(logits, rows), _to(logits, token_ids[kept]))
+    counts = _to(logits, np.concatenate([counts for _, _, (_, counts) in found])[kept])
     settings = np.array(
         [(c.repetition_penalty, c.frequency_penalty, c.presence_penalty) for _, c, _ in found]
     )
-    repetition, frequency, presence = _to(logits, np.repeat(settings, lengths, axis=0)).T
+    repetition, frequency, presence = _to(logits, np.repeat(settings, lengths, axis=0)[kept]).T
     values = logits[places].double()
     values = torch.where(values > 0, values / repetition, values * repetition)
     values = values - frequency * counts - presence * (counts > 0)

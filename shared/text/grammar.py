@@ -28,6 +28,11 @@ MAX_REASON_CHARS = 300
 
 def json_schema(schema: object) -> GrammarSpec:
     """JSON that the schema accepts."""
+    if schema is False:
+        raise _refused("a JSON schema of false matches nothing")
+    schema = {} if schema is True else schema
+    if not isinstance(schema, dict):
+        raise _refused(f"a JSON schema is an object or a boolean, not {type(schema).__name__}")
     return _checked("json_schema", json.dumps(schema, ensure_ascii=False))
 
 

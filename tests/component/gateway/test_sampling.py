@@ -195,6 +195,26 @@ async def test_one_answer_is_recovered_while_the_others_go_on(start):
     assert body["choices"][2]["token_ids"][0] == 5
 
 
+async def test_an_answer_that_met_its_stop_string_ends_its_work_at_once(start):
+    """While another is still being written."""
+    stopped = asyncio.Event()
+
+    async def behaviour(workers, request):
+        if number_of(request) == "1":
+            await workers.tokens(request, "one END two three")
+            while not workers.cancelled:
+                await asyncio.sleep(0.005)
+            stopped.set()
+        else:
+            await stopped.wait()
+            await says("slow")(workers, request)
+
+    async with start(behaviour) as system:
+        body = (await system.post(n=2, stop="END")).json()
+        assert system.workers.cancelled[0].request_id.endswith("-1")
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["slow", "one "]
+
+
 async def test_every_answer_takes_a_place(start):
     from services.gateway.settings import AdmissionSettings, GatewaySettings
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.model.randomness import uniforms
@@ -78,6 +78,7 @@ row_settings = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     rows=st.lists(row_settings, min_size=1, max_size=8),
     logits_seed=st.integers(0, 1000),

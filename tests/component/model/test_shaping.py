@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.messages.descriptor import SamplingParams
@@ -72,6 +72,7 @@ def reference(
     return result
 
 
+@settings(deadline=None, max_examples=50)
 @given(drawn=st.lists(sequences(), min_size=1, max_size=5))
 def test_shaped_logits_are_those_of_the_definition(drawn: list[Drawn]) -> None:
     logits = random_logits(len(drawn))
@@ -84,6 +85,7 @@ def test_shaped_logits_are_those_of_the_definition(drawn: list[Drawn]) -> None:
         np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@settings(deadline=None, max_examples=50)
 @given(drawn=st.lists(sequences(), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_a_row_alone_is_the_row_in_a_batch(drawn: list[Drawn], seed: int) -> None:
     logits = random_logits(len(drawn), seed, torch.float32)
@@ -94,6 +96,7 @@ def test_a_row_alone_is_the_row_in_a_batch(drawn: list[Drawn], seed: int) -> Non
         assert torch.equal(shaped(logits[i : i + 1], [row])[0], shaped_together[i])
 
 
+@settings(deadline=None, max_examples=50)
 @given(each=sequences(), newer=ids, seed=st.integers(0, 99))
 def test_a_recovered_sequence_goes_on_as_it_would_have(
     each: Drawn, newer: list[int], seed: int
@@ -107,6 +110,7 @@ def test_a_recovered_sequence_goes_on_as_it_would_have(
     assert sample(logits, [lived.row()]) == sample(logits, [recovered.row()])
 
 
+@settings(deadline=None, max_examples=50)
 @given(each=sequences(), drafts=ids, seed=st.integers(0, 99))
 def test_guessed_tokens_count_like_tokens_of_the_answer(
     each: Drawn, drafts: list[int], seed: int
@@ -144,6 +148,17 @@ def test_a_penalty_smaller_than_sixteen_bit_logits_can_tell_counts() -> None:
     (token,) = sample(logits, [state.row()])
     assert token is not None
     assert token.token_id == 30
+
+
+def test_a_placeholder_beyond_the_vocabulary_is_passed_over() -> None:
+    sampling = SamplingParams(temperature=0.0, repetition_penalty=2.0)
+    state = SamplingState(sampling, prompt_ids=[VOCAB + 5, 3, VOCAB])
+    logits = random_logits(2)
+    other = SamplingState(sampling, prompt_ids=[4])
+    found = shaped(logits, [state.row(), other.row()])
+    expected = reference(logits[0].tolist(), sampling, [3], [])
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(found[1].numpy(), reference(logits[1].tolist(), sampling, [4], []))
 
 
 def test_drawn_tokens_follow_the_shaped_distribution() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.model.history import TokenHistory
@@ -18,6 +18,7 @@ def counted(history: TokenHistory, drafts: list[int]) -> dict[int, int]:
     return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
+@settings(deadline=None, max_examples=50)
 @given(prompt=tokens, emitted=tokens, newer=tokens, drafts=tokens)
 def test_counts_are_those_of_the_answer(
     prompt: list[int], emitted: list[int], newer: list[int], drafts: list[int]

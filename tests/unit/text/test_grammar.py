@@ -13,6 +13,7 @@ from shared.text import grammar
 
 def test_what_can_be_used_is_taken() -> None:
     assert grammar.json_schema({"type": "object"}).kind == "json_schema"
+    assert grammar.json_schema(True).kind == "json_schema"
     assert grammar.any_json_object().kind == "json_schema"
     assert grammar.regex("[a-z]+[0-9]{2}").text == "[a-z]+[0-9]{2}"
     assert grammar.choice(['say "yes"', "n\no", "\\"]).kind == "lark"
@@ -21,9 +22,9 @@ def test_what_can_be_used_is_taken() -> None:
 
 
 BAD = {
-    "no schema": (grammar.json_schema, [], "must be an object or boolean"),
+    "no schema": (grammar.json_schema, [], "an object or a boolean, not list"),
     "unknown type": (grammar.json_schema, {"type": "objekt"}, "objekt"),
-    "unsatisfiable": (grammar.json_schema, False, "Unsatisfiable"),
+    "unsatisfiable": (grammar.json_schema, False, "matches nothing"),
     "outside reference": (grammar.json_schema, {"$ref": "http://example.org/x"}, "example.org"),
     "schema with a bad pattern": (grammar.json_schema, {"pattern": "(", "type": "string"}, "regex"),
     "open group": (grammar.regex, "(", "unclosed group"),
