@@ -18,9 +18,12 @@ from services.encoder.executor import EncodeExecutor
 from services.encoder.preprocess import PicturePreprocessor
 from services.prefill.executor import PrefillExecutor, PromptInput
 from shared.cache.block_pool import BlockHandle, BlockPool
+from shared.errors import RequestFailed
 from shared.media.picture import PictureLimits
 from shared.messages.descriptor import RequestDescriptor
-from shared.messages.events import TokenEvent
+from shared.messages.events import FailedEvent, TokenEvent
+from shared.model.grammar import Grammars
+from shared.model.sampling_row import SamplingState
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import load_language
 from shared.runtime.step_guard import not_a_number
@@ -34,6 +37,7 @@ class LocalEngine:
         self._pool = BlockPool(num_blocks, block_size)
         self._prefill = PrefillExecutor(model, kv, folder.spec)
         self._decode = DecodeExecutor(model, kv)
+        self._grammars = Grammars(folder.directory, folder.spec)
         self._encoder: EncodeExecutor | None = None
         if folder.spec.vision is not None:
             self._encoder = load_encoder(folder)
@@ -53,7 +57,7 @@ class LocalEngine:
     def _answer(
         self, request: RequestDescriptor, embeddings: torch.Tensor | None, blocks: BlockHandle
     ) -> Iterator[int]:
-        prompt = self._prefill.prepare(request)
+        prompt = self._prefill.prepare(request, self._grammars.open(request))
         (first,) = self._prefill.run([PromptInput(prompt, embeddings, blocks.block_ids)])
         if first is None:
             raise not_a_number("prefill")
@@ -65,6 +69,9 @@ class LocalEngine:
             attempt=request.attempt,
             gateway=request.gateway,
             sampling=request.sampling,
+            state=SamplingState.of(
+                request, self._grammars.open(request, first.token_id), first.token_id
+            ),
             blocks=blocks,
             kv_len=request.num_tokens,
             next_pos=first.next_pos,
@@ -72,10 +79,12 @@ class LocalEngine:
             next_index=request.next_index + 1,
         )
         while sequence.next_index < request.sampling.max_tokens:
-            (token_id,) = self._decode.run([sequence])
-            if token_id is None:
+            (token,) = self._decode.run([sequence])
+            if token is None:
                 raise not_a_number("decode")
-            event = sequence.append(token_id)[0]
+            event = sequence.append(token)[0]
+            if isinstance(event, FailedEvent):
+                raise RequestFailed(event.kind, event.message)
             if not isinstance(event, TokenEvent):
                 return
             yield event.token_id

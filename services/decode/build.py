@@ -12,6 +12,7 @@ from services.decode.stage import DecodeStage
 from shared.bus import subjects
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
+from shared.model.grammar import Grammars
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
@@ -59,4 +60,5 @@ async def build(
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         hand_over=language.hand_over,
+        grammars=Grammars(folder.directory, folder.spec),
     )

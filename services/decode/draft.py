@@ -9,9 +9,8 @@ to it. Its cache is its own, and a sequence that finds no room there is not gues
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -59,13 +58,11 @@ class DraftModel:
         kv: KvCache,
         *,
         num_target_tokens: int,
-        row: Callable[[Sequence, Sequences[int]], SamplingRow],
     ) -> None:
         self._model = model
         self._kv = kv
         self._pool = BlockPool(kv.num_blocks, kv.block_size, name="draft KV")
         self._num_target_tokens = num_target_tokens
-        self._row = row
         self._readers: dict[Sequence, _Reader] = {}
 
     def propose(self, sequences: Sequences[Sequence], lengths: Sequences[int]) -> Proposal:
@@ -148,16 +145,22 @@ class DraftModel:
         """Guess one more token of each sequence; those that want yet another."""
         if not sequences or logits is None:
             return []
-        rows = [self._row(sequence, drafts[sequence]) for sequence in sequences]
+        rows = [_row(sequence, drafts[sequence]) for sequence in sequences]
         going_on = []
         for sequence, token in zip(sequences, sample(logits, rows), strict=True):
             # The two models' tables may be padded to different sizes behind the shared tokens.
-            if token is None or token >= self._num_target_tokens:
+            if token is None or token.token_id >= self._num_target_tokens:
                 continue
-            drafts[sequence].append(token)
+            drafts[sequence].append(token.token_id)
             if len(drafts[sequence]) < wanted[sequence]:
                 going_on.append(sequence)
         return going_on
+
+
+def _row(sequence: Sequence, drafted: list[int]) -> SamplingRow:
+    """The target's draw, without what knows the target's vocabulary: masks, biases, penalties. A
+    guess may be wrong."""
+    return replace(sequence.state.row(tuple(drafted)), num_logprobs=None, controls=None)
 
 
 def _input(reader: _Reader, token_ids: list[int], num_cached_tokens: int) -> SequenceInput:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from services.decode.draft import DraftModel
-from services.decode.executor import sampling_row
 from services.decode.settings import SpeculationSettings
 from services.decode.speculation import SpeculationPolicy
 from services.decode.speculator import NgramProposer, Proposer, Speculator
@@ -54,7 +53,7 @@ def _load_draft_model(
     num_blocks = num_kv_blocks(folder.geometry(block_size), settings.draft_kv_bytes)
     model, kv = load_language(folder, block_size, num_blocks)
     num_target_tokens = target.spec.text.vocab_size
-    return DraftModel(model, kv, num_target_tokens=num_target_tokens, row=sampling_row)
+    return DraftModel(model, kv, num_target_tokens=num_target_tokens)
 
 
 def check_same_tokens(

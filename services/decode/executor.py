@@ -16,7 +16,7 @@ from services.decode.speculator import Speculator
 from services.decode.swap import SwapSpace
 from shared.cache.kv_cache import KvCache
 from shared.model.decoder import LanguageModel
-from shared.model.sampler import SamplingRow, sample
+from shared.model.sampler import Sampled, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class StepResult:
     """What a step gave each sequence of its batch: one token, and one more per draft token that
     came true. None ends a sequence's tokens where the model's output was not finite."""
 
-    tokens: list[list[int | None]]
+    tokens: list[list[Sampled | None]]
     num_drafted: list[int]
 
 
@@ -53,13 +53,13 @@ class DecodeExecutor:
             return StepResult(tokens, [0] * len(tokens))
         return self._speculate(plan.batch, self._speculator)
 
-    def run(self, sequences: Sequences[Sequence]) -> list[int | None]:
+    def run(self, sequences: Sequences[Sequence]) -> list[Sampled | None]:
         """Write the newest token's KV of each sequence and sample the token after it.
 
         None where the model's output was not finite.
         """
         logits = self._model(self._batch.pack(sequences), self._kv)
-        return sample(logits, [sampling_row(sequence) for sequence in sequences])
+        return sample(logits, [sequence.state.row() for sequence in sequences])
 
     def empty_landing(self, num_layers: int, num_tokens: int) -> torch.Tensor:
         """Memory for arriving KV, `[layers, 2, num_tokens, kv_heads, head_dim]`."""
@@ -86,7 +86,7 @@ class DecodeExecutor:
 
     def _verify(
         self, sequences: Sequences[Sequence], drafts: list[list[int]]
-    ) -> list[list[int | None]]:
+    ) -> list[list[Sampled | None]]:
         """Sample behind the newest and each draft token, and keep what the plain path would give.
 
         Every position is drawn from its own logits with its own (seed, index). Up to the first
@@ -95,7 +95,7 @@ class DecodeExecutor:
         """
         logits = self._model(self._batch.pack(sequences, drafts), self._kv, all_positions=True)
         rows = [
-            sampling_row(sequence, draft[:offset])
+            sequence.state.row(tuple(draft[:offset]))
             for sequence, draft in zip(sequences, drafts, strict=True)
             for offset in range(len(draft) + 1)
         ]
@@ -104,7 +104,8 @@ class DecodeExecutor:
         start = 0
         for draft in drafts:
             drawn = sampled[start : start + len(draft) + 1]
-            tokens.append(drawn[: num_accepted(draft, drawn) + 1])
+            ids = [None if each is None else each.token_id for each in drawn]
+            tokens.append(drawn[: num_accepted(draft, ids) + 1])
             start += len(drawn)
         return tokens
 
@@ -112,15 +113,3 @@ class DecodeExecutor:
         """Draft tokens that the answer and the sequence's blocks have room for."""
         num_slots = len(sequence.blocks) * self._kv.block_size
         return min(sequence.num_remaining, num_slots - sequence.kv_len) - 1
-
-
-def sampling_row(sequence: Sequence, drafted: Sequences[int] = ()) -> SamplingRow:
-    """How the token after the sequence's newest and `drafted` is drawn."""
-    sampling = sequence.sampling
-    return SamplingRow(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        index=sequence.next_index + len(drafted),
-    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shared.cache.block_pool import BlockHandle
+from shared.errors import FailureKind
 from shared.messages.descriptor import SamplingParams, WorkerRef
-from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
+from shared.messages.events import Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.model.sampling_row import Sampled, SamplingState
 
 
 @dataclass(eq=False)
@@ -15,14 +17,16 @@ class Sequence:
 
     `kv_len` tokens lie in `blocks`; `last_token_id` is the newest token, not in the cache yet, and
     stands at rotary position `next_pos`; `next_index` counts the tokens of the answer so far.
-    `history` are prompt and answer up to `last_token_id`, where speculation needs them;
-    `seniority` is smaller for what was admitted earlier.
+    `state` knows them and makes the row that the next one is chosen by; `history` are prompt and
+    answer up to `last_token_id`, where speculation needs them; `seniority` is smaller for what was
+    admitted earlier.
     """
 
     request_id: str
     attempt: int
     gateway: WorkerRef
     sampling: SamplingParams
+    state: SamplingState
     blocks: BlockHandle
     kv_len: int
     next_pos: int
@@ -37,14 +41,17 @@ class Sequence:
         """Tokens that the answer may still get."""
         return self.sampling.max_tokens - self.next_index
 
-    def append(self, token_id: int) -> tuple[Event, ...]:
+    def append(self, chosen: Sampled) -> tuple[Event, ...]:
         """Take in the token that the last step chose; returns what to tell the gateway.
 
         A stop token ends the answer and is not part of it. The last event says whether the answer
-        is complete.
+        is complete, or has failed because its grammar cannot go on.
         """
+        token_id = chosen.token_id
         self.kv_len += 1
         self.next_pos += 1
+        if (problem := self.state.append(token_id)) is not None:
+            return (self._failed(problem),)
         if token_id in self.sampling.stop_token_ids:
             return (self._finished(FinishReason.STOP),)
         token = TokenEvent(
@@ -52,6 +59,7 @@ class Sequence:
             attempt=self.attempt,
             index=self.next_index,
             token_id=token_id,
+            logprobs=chosen.logprobs,
         )
         self.last_token_id = token_id
         self.history.append(token_id)
@@ -59,6 +67,15 @@ class Sequence:
         if self.next_index >= self.sampling.max_tokens:
             return (token, self._finished(FinishReason.LENGTH))
         return (token,)
+
+    def _failed(self, problem: str) -> FailedEvent:
+        return FailedEvent(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            kind=FailureKind.BAD_REQUEST,
+            message=problem,
+            retryable=False,
+        )
 
     def _finished(self, reason: FinishReason) -> FinishedEvent:
         return FinishedEvent(

@@ -29,6 +29,8 @@ from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
+from shared.model.grammar import Grammars, GrammarState
+from shared.model.sampling_row import SamplingState
 from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
@@ -55,6 +57,7 @@ class DecodeStage:
         landing: Landing,
         geometry: KvGeometry,
         pull_timeout_s: float,
+        grammars: Grammars,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -64,6 +67,7 @@ class DecodeStage:
         self._landing = landing
         self._geometry = geometry
         self._pull_timeout_s = pull_timeout_s
+        self._grammars = grammars
         self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._sending: asyncio.Task[None] | None = None
@@ -187,6 +191,7 @@ class DecodeStage:
             complete.set_exception(error)
 
     async def _serve(self, task: DecodeTask, ticket: Ticket) -> None:
+        grammar = await self._grammars.open_for(task.request, task.last_token_id)
         num_tokens, longest = task.kv.kv_len[0], task.request.max_context_tokens
         blocks = await self._room.until(
             lambda: self._scheduler.try_admit(num_tokens, longest, shared=self._own_blocks(task))
@@ -202,7 +207,7 @@ class DecodeStage:
             self._room.notify()
             self._work.notify()  # a sequence may have waited for these blocks
             raise
-        await self._generate(_sequence(task, blocks))
+        await self._generate(_sequence(task, blocks, grammar))
 
     def _own_blocks(self, task: DecodeTask) -> tuple[int, ...]:
         """The blocks that this process has leased to the task; empty if others hold its KV."""
@@ -282,11 +287,11 @@ def _taken_in(
     for sequence, tokens in zip(batch, result.tokens, strict=True):
         if sequence.retired:
             continue
-        for token_id in tokens:
-            if token_id is None:
+        for token in tokens:
+            if token is None:
                 ended.append((sequence, not_a_number(Role.DECODE.value)))
                 break
-            told = sequence.append(token_id)
+            told = sequence.append(token)
             events += [(sequence.gateway, event) for event in told]
             if not isinstance(told[-1], TokenEvent):
                 ended.append((sequence, None))
@@ -302,12 +307,13 @@ def _preempted() -> RequestFailed:
     )
 
 
-def _sequence(task: DecodeTask, blocks: BlockHandle) -> Sequence:
+def _sequence(task: DecodeTask, blocks: BlockHandle, grammar: GrammarState | None) -> Sequence:
     return Sequence(
         request_id=task.request.request_id,
         attempt=task.request.attempt,
         gateway=task.request.gateway,
         sampling=task.request.sampling,
+        state=SamplingState.of(task.request, grammar, task.last_token_id),
         blocks=blocks,
         kv_len=task.kv.kv_len[0],
         next_pos=task.kv.next_pos,
@@ -328,6 +334,7 @@ def _handed_over(prefilled: Prefilled, blocks: BlockHandle) -> Sequence:
         attempt=request.attempt,
         gateway=request.gateway,
         sampling=request.sampling,
+        state=SamplingState.of(request, prefilled.grammar, prefilled.last_token_id),
         blocks=blocks,
         kv_len=request.num_tokens,
         next_pos=prefilled.next_pos,

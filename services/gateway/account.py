@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from services.gateway.answer import Advance
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.recovery import Trouble
+from services.gateway.streams import OnAdvance
 from shared.clock import Clock, monotonic
 from shared.messages.events import FinishReason
 
@@ -16,8 +19,8 @@ class Account:
         self._metrics = metrics
         self._clock = clock
         self._arrived_s = clock()
-        self._newest_s: float | None = None
         self._num_tokens = 0
+        self._has_tokens = False
         self._ended = False
 
     def prepared(self, num_prompt_tokens: int) -> None:
@@ -26,22 +29,36 @@ class Account:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.request_prompt_tokens.observe(num_prompt_tokens)
 
-    def on_advance(self, advance: Advance, now_s: float) -> None:
-        """Tokens arrived; several at once share the time since the last."""
-        if not advance.num_new_tokens:
-            return
-        num_gaps = advance.num_new_tokens
-        if self._newest_s is None:
-            self._metrics.ttft_s.observe(now_s - self._arrived_s)
-            self._newest_s, num_gaps = now_s, num_gaps - 1
-        for _ in range(num_gaps):
-            self._metrics.itl_s.observe((now_s - self._newest_s) / num_gaps)
-        self._newest_s = now_s
-        self._num_tokens += advance.num_new_tokens
-        self._metrics.generation_tokens.inc(advance.num_new_tokens)
+    def watch(self) -> OnAdvance:
+        """To be told of the tokens of one answer; a request with several has several."""
+        newest_s: float | None = None
 
-    def succeeded(self, reason: FinishReason) -> None:
+        def on_advance(advance: Advance, now_s: float) -> None:
+            nonlocal newest_s
+            if advance.num_new_tokens:
+                self._took(advance.num_new_tokens, newest_s, now_s)
+                newest_s = now_s
+
+        return on_advance
+
+    def _took(self, num_tokens: int, newest_s: float | None, now_s: float) -> None:
+        """Tokens arrived; several at once share the time since the last."""
+        if not self._has_tokens:
+            self._metrics.ttft_s.observe(now_s - self._arrived_s)
+            self._has_tokens = True
+        if newest_s is None:
+            newest_s, num_gaps = now_s, num_tokens - 1
+        else:
+            num_gaps = num_tokens
+        for _ in range(num_gaps):
+            self._metrics.itl_s.observe((now_s - newest_s) / num_gaps)
+        self._num_tokens += num_tokens
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def succeeded(self, reasons: Sequence[FinishReason]) -> None:
+        """All answers are complete; a request counts as cut if one of them was."""
         if self._end():
+            reason = FinishReason.LENGTH if FinishReason.LENGTH in reasons else FinishReason.STOP
             self._metrics.success.labels(reason.value).inc()
             self._metrics.request_generation_tokens.observe(self._num_tokens)
 

@@ -11,20 +11,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.errors import FailureKind
-from shared.messages.events import Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.messages.events import (
+    Event,
+    FailedEvent,
+    FinishedEvent,
+    FinishReason,
+    TokenEvent,
+    TokenLogprobs,
+)
 from shared.text.detokenize import Detokenizer
 from shared.text.stop import StopMatcher
 from shared.text.tokenizer import TextTokenizer
 
+ToldToken = tuple[int, TokenLogprobs]
+"""A token and what the model thought of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What one event brought. `failure` ends the attempt, `end` ends the request."""
+    """What one event brought. `failure` ends the attempt, `end` ends the request.
+
+    `told` are the new tokens of an answer that comes with logprobs; others have none.
+    """
 
     text: str = ""
     num_new_tokens: int = 0
     end: FinishReason | None = None
     failure: FailedEvent | None = None
+    told: tuple[ToldToken, ...] = ()
 
     def __add__(self, later: Advance) -> Advance:
         """Two advances as one, for a client that reads more slowly than tokens come."""
@@ -33,6 +47,7 @@ class Advance:
             self.num_new_tokens + later.num_new_tokens,
             later.end or self.end,
             later.failure or self.failure,
+            self.told + later.told,
         )
 
 
@@ -40,19 +55,29 @@ NOTHING = Advance()
 
 
 class Answer:
-    """The state of one answer. Early tokens are bounded by `max_tokens`."""
+    """The state of one answer. Early tokens are bounded by `max_tokens`.
+
+    Stop strings count in the text that comes after `min_tokens` tokens.
+    """
 
     def __init__(
-        self, request_id: str, tokenizer: TextTokenizer, stops: tuple[str, ...], max_tokens: int
+        self,
+        request_id: str,
+        tokenizer: TextTokenizer,
+        stops: tuple[str, ...],
+        max_tokens: int,
+        min_tokens: int = 0,
     ) -> None:
         self._request_id = request_id
         self._max_tokens = max_tokens
+        self._min_tokens = min_tokens
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(stops)
-        self._early: dict[int, int] = {}
+        self._early: dict[int, TokenEvent] = {}
         self._finished: FinishedEvent | None = None
         self.attempt = 0
         self.token_ids: list[int] = []
+        self.num_cached_tokens = 0
         self.end: FinishReason | None = None
         self.gap_since_s: float | None = None
 
@@ -72,7 +97,7 @@ class Answer:
                 return Advance(failure=event)
             case TokenEvent():
                 if len(self.token_ids) <= event.index < self._max_tokens:
-                    self._early[event.index] = event.token_id
+                    self._early[event.index] = event
             case FinishedEvent():
                 if event.num_tokens < len(self.token_ids):
                     return Advance(failure=self._contradiction(event))
@@ -82,17 +107,27 @@ class Answer:
     def _advance(self, now_s: float) -> Advance:
         """Take every token whose turn it is, then see whether that was the last."""
         text, num_before = "", len(self.token_ids)
+        told: list[ToldToken] = []
         while self.end is None and (index := len(self.token_ids)) in self._early:
-            text += self._take(self._early.pop(index))
+            token = self._early.pop(index)
+            text += self._take(token)
+            if token.logprobs is not None:
+                told.append((token.token_id, token.logprobs))
         if self.end is None and (reason := self._reason()) is not None:
             text += self._finish(reason)
         waiting = self.end is None and (self._early or self._finished is not None)
         self.gap_since_s = (self.gap_since_s or now_s) if waiting else None
-        return Advance(text, len(self.token_ids) - num_before, self.end)
+        num_new_tokens = len(self.token_ids) - num_before
+        return Advance(text, num_new_tokens, self.end, told=tuple(told))
 
-    def _take(self, token_id: int) -> str:
-        self.token_ids.append(token_id)
-        shown = self._stops.push(self._detokenizer.push(token_id))
+    def _take(self, token: TokenEvent) -> str:
+        if token.index == 0:
+            self.num_cached_tokens = token.num_cached_tokens
+        self.token_ids.append(token.token_id)
+        piece = self._detokenizer.push(token.token_id)
+        if token.index < self._min_tokens:
+            return piece
+        shown = self._stops.push(piece)
         if shown.stopped:
             self.end = FinishReason.STOP
         return shown.text

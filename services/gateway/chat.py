@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 
@@ -18,10 +18,13 @@ from starlette.responses import JSONResponse, Response
 
 from services.gateway.account import Account
 from services.gateway.admission import Admission, Slot
+from services.gateway.answer import Advance, ToldToken
+from services.gateway.choices import advances_of
 from services.gateway.health import Health
-from services.gateway.ingest import Ingest
+from services.gateway.ingest import Ingest, Prepared
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.openai_answers import AnswerHead, Usage
+from services.gateway.openai_answers import AnswerHead, Choice, Json, Usage
+from services.gateway.openai_logprobs import logprob_entries
 from services.gateway.openai_schema import ChatRequest, parse_request
 from services.gateway.problems import Problem, problem_of
 from services.gateway.runner import Run, Runner
@@ -78,22 +81,31 @@ class Chat:
         slot = scope.enter_context(self.admission.slot())
         with tracing.span(names.INGEST):
             chat = await self._parse(request, slot)
+            for _ in range(1, chat.num_choices):
+                scope.enter_context(self.admission.slot())
             sources = self.ingest.check(chat)
             self.health.require(pictures=bool(sources))
             prepared = await unless_gone(
                 request.receive, self.ingest.prepare(chat, sources, request_id, slot)
             )
         account.prepared(len(prepared.descriptor.prompt_token_ids))
-        run = await self.runner.start(prepared, account.on_advance)
-        scope.callback(lambda: account.resubmitted(run.troubles))
-        scope.callback(run.close)
+        runs = [
+            await self._run(prepared.choice(index), account, scope)
+            for index in range(chat.num_choices)
+        ]
         head = AnswerHead(
             request_id=request_id,
             model=chat.model,
             created_unix_s=int(prepared.descriptor.created_unix_s),
             with_usage=chat.wants_usage,
         )
-        return Started(chat, run, head, len(prepared.descriptor.prompt_token_ids))
+        return Started(chat, tuple(runs), head, len(prepared.descriptor.prompt_token_ids))
+
+    async def _run(self, prepared: Prepared, account: Account, scope: ExitStack) -> Run:
+        run = await self.runner.start(prepared, account.watch())
+        scope.callback(lambda: account.resubmitted(run.troubles))
+        scope.callback(run.close)
+        return run
 
     async def _parse(self, request: Request, slot: Slot) -> ChatRequest:
         length = request.headers.get("content-length")
@@ -104,11 +116,32 @@ class Chat:
     async def _whole(
         self, request: Request, started: Started, account: Account, headers: dict[str, str]
     ) -> Response:
-        text, reason = await unless_gone(request.receive, _collect(started.run))
-        account.succeeded(reason)
-        token_ids = started.run.answer.token_ids if started.chat.return_token_ids else None
-        body = started.head.completion(text, reason, started.usage, token_ids)
+        choices = await unless_gone(request.receive, self._collect(started))
+        account.succeeded([choice.reason for choice in choices])
+        body = started.head.completion(choices, started.usage)
         return JSONResponse(body, headers=headers)
+
+    async def _collect(self, started: Started) -> list[Choice]:
+        """All answers, when the last one is complete."""
+        grown = [Advance()] * len(started.runs)
+        async with aclosing(advances_of(started.runs)) as advances:
+            async for index, advance in advances:
+                grown[index] += advance
+        with_ids = started.chat.return_token_ids
+        return [
+            Choice(
+                text=whole.text,
+                reason=_reason(whole),
+                logprobs=self._logprobs(started, whole.told),
+                token_ids=run.answer.token_ids if with_ids else None,
+            )
+            for whole, run in zip(grown, started.runs, strict=True)
+        ]
+
+    def _logprobs(self, started: Started, told: Sequence[ToldToken]) -> list[Json] | None:
+        if started.chat.num_logprobs is None:
+            return None
+        return logprob_entries(told, self.runner.tokenizer)
 
     def _stream(
         self, started: Started, account: Account, headers: dict[str, str], scope: ExitStack
@@ -128,14 +161,19 @@ class Chat:
         """The stream's events. A failure is one error event, and never a finish reason."""
         head = started.head
         try:
-            yield event(head.first_chunk())
-            async with aclosing(started.run.advances()) as advances:
-                async for advance in advances:
-                    if advance.text:
-                        yield event(head.text_chunk(advance.text))
+            for index in range(len(started.runs)):
+                yield event(head.first_chunk(index))
+            reasons: list[FinishReason] = []
+            async with aclosing(advances_of(started.runs)) as advances:
+                async for index, advance in advances:
+                    logprobs = self._logprobs(started, advance.told)
+                    if advance.text or logprobs:
+                        yield event(head.text_chunk(advance.text, index, logprobs))
                     if advance.end:
-                        account.succeeded(advance.end)
-                        yield event(head.last_chunk(advance.end))
+                        reasons.append(advance.end)
+                        if len(reasons) == len(started.runs):
+                            account.succeeded(reasons)
+                        yield event(head.last_chunk(advance.end, index))
             if head.with_usage:
                 yield event(head.usage_chunk(started.usage))
         except Exception as error:
@@ -151,27 +189,23 @@ class Chat:
         return problem_of(error, retry_after_s=self.retry_after_s)
 
 
+def _reason(whole: Advance) -> FinishReason:
+    assert whole.end is not None, "a run ends with an end or an error"
+    return whole.end
+
+
 @dataclass(frozen=True)
 class Started:
     """A request that the workers know of."""
 
     chat: ChatRequest
-    run: Run
+    runs: tuple[Run, ...]
     head: AnswerHead
     num_prompt_tokens: int
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.num_prompt_tokens, len(self.run.answer.token_ids))
-
-
-async def _collect(run: Run) -> tuple[str, FinishReason]:
-    """The whole text and why it ended."""
-    pieces: list[str] = []
-    async with aclosing(run.advances()) as advances:
-        async for advance in advances:
-            pieces.append(advance.text)
-            if advance.end:
-                return "".join(pieces), advance.end
-    raise AssertionError("a run ends with an end or an error")
+        num_answer_tokens = sum(len(run.answer.token_ids) for run in self.runs)
+        num_cached_tokens = self.runs[0].answer.num_cached_tokens
+        return Usage(self.num_prompt_tokens, num_answer_tokens, num_cached_tokens)

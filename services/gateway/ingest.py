@@ -11,16 +11,18 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.gateway.admission import Slot
 from services.gateway.model import ServedModel
+from services.gateway.openai_format import grammar_of
 from services.gateway.openai_schema import ChatRequest, ImagePart, Message
 from services.gateway.pictures import LoadedPicture, PictureLoader, PictureSource
 from services.gateway.problems import Problem, Refused, refuse
 from services.gateway.settings import AdmissionSettings
 from shared.clock import Clock, wall
-from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
+from shared.messages.descriptor import GrammarSpec, RequestDescriptor, SamplingParams, WorkerRef
+from shared.model.randomness import derived_seed
 from shared.text.prompt import ChatMessage, Picture
 
 
@@ -31,6 +33,18 @@ class Prepared:
     descriptor: RequestDescriptor
     media: Mapping[str, bytes]
     stops: tuple[str, ...]
+
+    def choice(self, index: int) -> Prepared:
+        """One of several answers to the same question: a request of its own, with its own seed."""
+        if index == 0:
+            return self
+        request = self.descriptor
+        seed = derived_seed(request.sampling.seed, index)
+        update = {
+            "request_id": f"{request.request_id}-{index}",
+            "sampling": request.sampling.model_copy(update={"seed": seed}),
+        }
+        return replace(self, descriptor=request.model_copy(update=update))
 
 
 class Ingest:
@@ -67,6 +81,7 @@ class Ingest:
                 param="messages",
                 code="too_many_pictures",
             )
+        self._check_ending(chat)
         num_chars, max_chars = _num_chars(chat), self._settings.max_text_chars
         if num_chars > max_chars:
             raise refuse(
@@ -76,6 +91,17 @@ class Ingest:
             )
         return sources
 
+    def _check_ending(self, chat: ChatRequest) -> None:
+        """An answer with a format ends with a stop token, because nothing else may follow it."""
+        if not chat.asks_for_format or (self._model.spec.eos_token_ids and not chat.ignore_eos):
+            return
+        reason = "ignore_eos takes it away" if chat.ignore_eos else "this model has none"
+        raise refuse(
+            f"an answer with a format needs a stop token at its end, {reason}",
+            param="ignore_eos" if chat.ignore_eos else "response_format",
+            code="invalid_value",
+        )
+
     async def prepare(
         self, chat: ChatRequest, sources: Sequence[PictureSource], request_id: str, slot: Slot
     ) -> Prepared:
@@ -83,6 +109,7 @@ class Ingest:
         loaded = await self._load(sources, slot)
         messages = _chat_messages(chat, [each.picture for each in loaded])
         loop = asyncio.get_running_loop()
+        grammar = await loop.run_in_executor(self._pool, grammar_of, chat)
         prompt = await loop.run_in_executor(self._pool, self._model.prompts.build, messages)
         now_s = self._clock()
         descriptor = RequestDescriptor(
@@ -92,7 +119,8 @@ class Ingest:
             model=self._model.name,
             prompt_token_ids=prompt.token_ids,
             media=prompt.media,
-            sampling=self._sampling(chat, self._max_tokens(chat, len(prompt.token_ids))),
+            sampling=self._sampling(chat, self._max_tokens(chat, len(prompt.token_ids)), grammar),
+            priority=chat.priority,
             created_unix_s=now_s,
             deadline_unix_s=now_s + self._settings.request_timeout_s,
         )
@@ -130,7 +158,9 @@ class Ingest:
             )
         return asked
 
-    def _sampling(self, chat: ChatRequest, max_tokens: int) -> SamplingParams:
+    def _sampling(
+        self, chat: ChatRequest, max_tokens: int, grammar: GrammarSpec | None
+    ) -> SamplingParams:
         temperature = chat.temperature
         if temperature is None:
             temperature = self._model.default_temperature
@@ -138,10 +168,40 @@ class Ingest:
             temperature=temperature,
             top_k=max(chat.top_k or 0, 0),
             top_p=1.0 if chat.top_p is None else chat.top_p,
+            min_p=chat.min_p or 0.0,
+            presence_penalty=chat.presence_penalty or 0.0,
+            frequency_penalty=chat.frequency_penalty or 0.0,
+            repetition_penalty=chat.repetition_penalty or 1.0,
+            logit_bias=self._logit_bias(chat),
             seed=secrets.randbits(64) if chat.seed is None else chat.seed % 2**64,
             max_tokens=max_tokens,
+            min_tokens=_min_tokens(chat, max_tokens),
             stop_token_ids=() if chat.ignore_eos else self._model.spec.eos_token_ids,
+            num_logprobs=chat.num_logprobs,
+            grammar=grammar,
         )
+
+    def _logit_bias(self, chat: ChatRequest) -> tuple[tuple[int, float], ...]:
+        biases = {int(token_id): value for token_id, value in (chat.logit_bias or {}).items()}
+        vocab_size = self._model.spec.text.vocab_size
+        if biases and max(biases) >= vocab_size:
+            raise refuse(
+                f"logit_bias names token {max(biases)}, the model's vocabulary has {vocab_size}",
+                param="logit_bias",
+                code="invalid_value",
+            )
+        return tuple(biases.items())
+
+
+def _min_tokens(chat: ChatRequest, max_tokens: int) -> int:
+    least = chat.min_tokens or 0
+    if least > max_tokens:
+        raise refuse(
+            f"min_tokens is {least}, the answer may have {max_tokens} tokens",
+            param="min_tokens",
+            code="invalid_value",
+        )
+    return least
 
 
 def _picture_sources(chat: ChatRequest) -> list[PictureSource]:

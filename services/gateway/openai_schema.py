@@ -12,25 +12,24 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
+from services.gateway.openai_base import Schema as _Schema
+from services.gateway.openai_format import Formats
 from services.gateway.problems import Refused, refuse
+from shared.messages.descriptor import MAX_LOGIT_BIASES, MAX_LOGPROBS
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_CHOICES = 16
 
 MAX_SHOWN_CHARS = 60
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class ImageUrl(_Schema):
@@ -90,22 +89,17 @@ class StreamOptions(_Schema):
     include_obfuscation: bool | None = None
 
 
+LogitBias = dict[
+    Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]
+]
+"""Token ids, as JSON's names are strings, to what is added to their logits."""
+
 # Would change the answer, not implemented: only these values are taken.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -113,7 +107,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class ChatRequest(_Schema):
+class ChatRequest(Formats):
     """`POST /v1/chat/completions`."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -125,6 +119,17 @@ class ChatRequest(_Schema):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[LogitBias, Field(max_length=MAX_LOGIT_BIASES)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Larger is served earlier (not part of OpenAI's API)."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: (
         Annotated[
@@ -137,20 +142,10 @@ class ChatRequest(_Schema):
     return_token_ids: bool = False
     """Adds `token_ids` to each choice of a whole answer (not part of OpenAI's API)."""
 
-    n: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    repetition_penalty: Any = None
-    min_p: Any = None
-    min_tokens: Any = None
-    logit_bias: Any = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
@@ -185,6 +180,22 @@ class ChatRequest(_Schema):
         if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
             raise ValueError(f"a stop string must have 1 to {MAX_STOP_CHARS} characters")
         return stops
+
+    @field_validator("top_logprobs", mode="after")
+    @classmethod
+    def _only_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("logprobs must be true where top_logprobs is given")
+        return value
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell, None for no logprobs at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -229,12 +240,16 @@ def _shown(value: object) -> str:
     return f", not {text}" if len(text) <= MAX_SHOWN_CHARS else ""
 
 
+# What pydantic writes into a path besides the names that the client wrote.
+_TAGS = ("<", "tuple[", "constrained-", "[key]", "dict[str,")
+
+
 def _field(location: tuple[int | str, ...]) -> str:
     """`messages[0].content[1].image_url.url`, without the tags of unions."""
     path = ""
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith(("<", "tuple[", "constrained-")) and step not in ("str",):
+        elif not step.startswith(_TAGS) and step not in ("str", "bool"):
             path += f".{step}" if path else step
     return path

@@ -73,7 +73,11 @@ class Run:
         request = prepared.descriptor
         self._deadline_s = runner.clock() + request.deadline_unix_s - request.created_unix_s
         self.answer = Answer(
-            request.request_id, runner.tokenizer, prepared.stops, request.sampling.max_tokens
+            request.request_id,
+            runner.tokenizer,
+            prepared.stops,
+            request.sampling.max_tokens,
+            request.sampling.min_tokens,
         )
         self._stream: Stream = runner.streams.open(request.request_id, self.answer, on_advance)
         self._attempt_started_s = runner.clock()

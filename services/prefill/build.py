@@ -13,6 +13,7 @@ from shared.cache.kv_cache import TORCH_DTYPES
 from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
+from shared.model.grammar import Grammars
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
@@ -42,6 +43,7 @@ async def build(
         geometry=language.kv.geometry,
         max_held=settings.max_held,
         hand_over=language.hand_over,
+        grammars=Grammars(folder.directory, folder.spec),
     )
 
 

@@ -10,10 +10,13 @@ import torch
 
 from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
+from shared.messages.events import TokenLogprobs
 from shared.model.batch import ForwardBatch, IntArray, SequenceInput
 from shared.model.decoder import LanguageModel, StepContext
+from shared.model.grammar import GrammarState
 from shared.model.positions import MediaGrid, media_spans, prompt_positions
 from shared.model.sampler import SamplingRow, sample
+from shared.model.sampling_row import SamplingState
 from shared.modelspec import ModelSpec
 
 
@@ -61,6 +64,7 @@ class FirstToken:
 
     token_id: int
     next_pos: int
+    logprobs: TokenLogprobs | None = None
 
 
 class PrefillStep:
@@ -106,7 +110,9 @@ class PrefillStep:
         logits = self._model.finish(hidden, context)
         tokens = sample(logits, [each.prompt.sampling for each in self._inputs])
         return [
-            FirstToken(token, each.prompt.next_pos) if each.is_last and token is not None else None
+            FirstToken(token.token_id, each.prompt.next_pos, token.logprobs)
+            if each.is_last and token is not None
+            else None
             for token, each in zip(tokens, self._inputs, strict=True)
         ]
 
@@ -119,7 +125,9 @@ class PrefillExecutor:
         self._kv = kv
         self._spec = spec
 
-    def prepare(self, request: RequestDescriptor) -> PreparedPrompt:
+    def prepare(
+        self, request: RequestDescriptor, grammar: GrammarState | None = None
+    ) -> PreparedPrompt:
         """Lay a prompt out. Raises `RequestFailed` if placeholders and media disagree."""
         grids = [MediaGrid(*item.grid_thw) for item in request.media]
         positions, next_pos = prompt_positions(request.prompt_token_ids, grids, self._spec)
@@ -134,7 +142,7 @@ class PrefillExecutor:
             positions=np.concatenate((positions, tail), axis=-1),
             next_pos=next_pos + request.next_index,
             media_rows=rows,
-            sampling=_sampling_row(request),
+            sampling=SamplingState.of(request, grammar).row(),
             bidirectional_spans=media_spans(rows) if self._spec.text.bidirectional_media else (),
         )
 
@@ -195,14 +203,3 @@ def _media_rows(request: RequestDescriptor) -> IntArray:
         for start, stop in item.spans
     ]
     return np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
-
-
-def _sampling_row(request: RequestDescriptor) -> SamplingRow:
-    sampling = request.sampling
-    return SamplingRow(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        index=request.next_index,
-    )

@@ -35,6 +35,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
+from shared.model.grammar import Grammars
 from shared.runtime.hand_over import HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
@@ -77,6 +78,7 @@ class PrefillStage:
         landing: Landing,
         geometry: KvGeometry,
         max_held: int,
+        grammars: Grammars,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -86,6 +88,7 @@ class PrefillStage:
         self._landing = landing
         self._geometry = geometry
         self._max_held = max_held
+        self._grammars = grammars
         self._metrics = links.metrics
         self._guard = StepGuard(Role.PREFILL.value)
         self._here = hand_over
@@ -224,7 +227,7 @@ class PrefillStage:
         self, request: RequestDescriptor, ticket: Ticket
     ) -> tuple[PrefillJob, FirstToken]:
         # A prompt that contradicts itself is refused here, before it shares a step with others.
-        prompt = self._executor.prepare(request)
+        prompt = self._executor.prepare(request, await self._grammars.open_for(request))
         keys: tuple[bytes, ...] = ()
         num_skipped = 0
         if prefix := self._scheduler.prefix:
@@ -295,9 +298,11 @@ class PrefillStage:
         self, here: HandOver, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
     ) -> bool:
         """Wait for the answer; False if the decode stage of this process has no room."""
-        prefilled = Prefilled(request, blocks.block_ids, first.token_id, first.next_pos)
         try:
-            answer = await here.offer(prefilled)
+            grammar = await self._grammars.open_for(request, first.token_id)
+            answer = await here.offer(
+                Prefilled(request, blocks.block_ids, first.token_id, first.next_pos, grammar)
+            )
         except BaseException:
             blocks.free()
             here.room.notify()
@@ -372,7 +377,11 @@ def _events(job: PrefillJob, first: FirstToken) -> list[Event]:
     if first.token_id in request.sampling.stop_token_ids:
         return [FinishedEvent(**key, num_tokens=index, reason=FinishReason.STOP)]
     token = TokenEvent(
-        **key, index=index, token_id=first.token_id, num_cached_tokens=job.num_cached_tokens
+        **key,
+        index=index,
+        token_id=first.token_id,
+        num_cached_tokens=job.num_cached_tokens,
+        logprobs=first.logprobs,
     )
     events: list[Event] = [token]
     if _is_finished(request, first):

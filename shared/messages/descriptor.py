@@ -20,20 +20,46 @@ class WorkerRef(Message):
     incarnation: Annotated[int, Field(ge=0)]
 
 
+MAX_GRAMMAR_CHARS = 65_536
+MAX_LOGIT_BIASES = 1024
+MAX_LOGPROBS = 20
+
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+LogitBias = tuple[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]]
+
+
+class GrammarSpec(Message):
+    """What the text of an answer must match, as the client wrote it; compiled by each worker."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
 class SamplingParams(Message):
     """How the next token is chosen; `temperature == 0` is greedy.
 
     Randomness is a function of (`seed`, index of the token in the answer) alone, so an answer does
     not depend on the batch, the worker or a recovery. The gateway draws a seed if the client gave
-    none.
+    none. The repetition penalty looks at prompt and answer, the presence and the frequency penalty
+    at the answer only. No stop token is taken before `min_tokens` tokens. `num_logprobs` is None
+    where nothing of the distribution is told, else the number of likeliest tokens to tell beside
+    the chosen one.
     """
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    logit_bias: Annotated[tuple[LogitBias, ...], Field(max_length=MAX_LOGIT_BIASES)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     max_tokens: Annotated[int, Field(ge=1)] = 16
+    min_tokens: Annotated[int, Field(ge=0)] = 0
     stop_token_ids: tuple[TokenId, ...] = ()
+    num_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    grammar: GrammarSpec | None = None
 
 
 class MediaItem(Message):
@@ -97,7 +123,7 @@ class RequestDescriptor(Message):
     emitted_token_ids: tuple[TokenId, ...] = ()
     media: tuple[MediaItem, ...] = ()
     sampling: SamplingParams
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     created_unix_s: float
     deadline_unix_s: float
 

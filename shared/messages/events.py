@@ -19,6 +19,14 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class TokenLogprobs(Message):
+    """Natural logarithms of probabilities at one position: of the chosen token, and `top`, the
+    likeliest tokens with theirs, best first."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...] = ()
+
+
 class TokenEvent(Message):
     """Token `index` of an answer. Events may repeat or be lost; the index tells.
 
@@ -31,7 +39,8 @@ class TokenEvent(Message):
     attempt: int
     index: Annotated[int, Field(ge=0)]
     token_id: TokenId
-    num_cached_tokens: Annotated[int, Field(ge=0)] | None = None
+    num_cached_tokens: Annotated[int, Field(ge=0)] = 0
+    logprobs: TokenLogprobs | None = None
 
 
 class FinishedEvent(Message):

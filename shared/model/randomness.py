@@ -28,6 +28,14 @@ def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> npt.NDArray[np.flo
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def derived_seed(seed: int, choice: int) -> int:
+    """The seed of one of several answers to one request; the first keeps the request's own."""
+    if choice == 0:
+        return seed
+    mixed = _mix(np.array([seed & _MASK], dtype=np.uint64)) ^ np.uint64(choice)
+    return int(_mix(_mix(mixed))[0])
+
+
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64's finaliser: every input bit reaches every output bit."""
     x = x + _GOLDEN

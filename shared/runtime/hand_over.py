@@ -17,6 +17,7 @@ from typing import Any
 
 from shared.cache.block_pool import BlockPool
 from shared.messages.descriptor import RequestDescriptor, TokenId
+from shared.model.grammar import GrammarState
 from shared.runtime.signal import Signal
 
 
@@ -25,13 +26,15 @@ class Prefilled:
     """A sequence whose prompt is computed.
 
     The first `request.num_tokens` tokens lie in `block_ids`; `last_token_id` is the newest token of
-    the answer, not in the blocks yet, and stands at rotary position `next_pos`.
+    the answer, not in the blocks yet, and stands at rotary position `next_pos`. `grammar` has
+    taken it in.
     """
 
     request: RequestDescriptor
     block_ids: tuple[int, ...]
     last_token_id: TokenId
     next_pos: int
+    grammar: GrammarState | None = None
 
 
 Answer = Coroutine[Any, Any, None]

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from shared.errors import UnsupportedModel
+from shared.text.token_bytes import TokenBytes
 
 
 class TextTokenizer:
@@ -23,6 +24,7 @@ class TextTokenizer:
         # The switch is state of the Rust object, so each behaviour has an object of its own.
         self._text = _load(tokenizer_json)
         self._text.encode_special_tokens = True
+        self._bytes = TokenBytes(self._template)
         added = self._template.get_added_tokens_decoder()
         self.special_tokens: Mapping[str, int] = {
             token.content: token_id for token_id, token in added.items() if token.special
@@ -60,6 +62,10 @@ class TextTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids; special tokens are left out, undecodable bytes become U+FFFD."""
         return str(self._template.decode(list(token_ids), skip_special_tokens=True))
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes of one token by itself, perhaps part of a character; special tokens as well."""
+        return self._bytes.of(token_id)
 
     @property
     def vocab_size(self) -> int:

@@ -51,9 +51,7 @@ def test_stops_come_as_string_or_list():
     assert parse(stop=None).stops == parse().stops == ()
 
 
-@pytest.mark.parametrize(
-    "fields", [{"n": True}, {"n": 2}, {"logprobs": 0}, {"presence_penalty": False}]
-)
+@pytest.mark.parametrize("fields", [{"tools": [{}]}, {"function_call": {"name": "f"}}])
 def test_only_the_neutral_value_of_what_is_not_implemented(fields):
     with pytest.raises(Refused, match="not supported here"):
         parse(**fields)
@@ -117,10 +115,11 @@ def value(metrics: GatewayMetrics, name: str) -> float:
 def test_latencies_of_one_request():
     metrics, times = GatewayMetrics(), iter([10.0, 14.0])
     account = Account(metrics, clock=lambda: next(times))
-    account.on_advance(Advance("a", 1), 11.0)
-    account.on_advance(Advance("b", 2), 12.0)
-    account.on_advance(Advance(), 13.0)
-    account.succeeded(FinishReason.STOP)
+    on_advance = account.watch()
+    on_advance(Advance("a", 1), 11.0)
+    on_advance(Advance("b", 2), 12.0)
+    on_advance(Advance(), 13.0)
+    account.succeeded([FinishReason.STOP])
     account.failed(500)
     account.disconnected()
     assert value(metrics, "time_to_first_token_seconds_sum") == 1.0
@@ -129,3 +128,20 @@ def test_latencies_of_one_request():
     assert value(metrics, "e2e_request_latency_seconds_sum") == 4.0
     assert value(metrics, "generation_tokens_total") == 3
     assert value(metrics, "client_disconnects_total") == 0
+
+
+def test_each_answer_of_a_request_has_its_own_gaps():
+    times = iter([10.0, 14.0])
+    metrics = GatewayMetrics()
+    account = Account(metrics, clock=lambda: next(times))
+    first, second = account.watch(), account.watch()
+    first(Advance("a", 1), 11.0)
+    second(Advance("b", 1), 11.5)
+    second(Advance("c", 1), 12.5)
+    first(Advance("d", 1), 13.0)
+    account.succeeded([FinishReason.STOP, FinishReason.LENGTH])
+    text = metrics.text().decode()
+    assert "triptych_time_to_first_token_seconds_sum 1.0" in text
+    assert "triptych_inter_token_latency_seconds_sum 3.0" in text
+    assert "triptych_inter_token_latency_seconds_count 2.0" in text
+    assert 'triptych_request_success_total{finished_reason="length"} 1.0' in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.model.randomness import uniforms
+from shared.model.randomness import derived_seed, uniforms
 
 
 def test_a_number_depends_on_its_own_pair_only() -> None:
@@ -35,3 +35,18 @@ def test_streams_fill_the_interval_evenly_and_do_not_follow_each_other() -> None
     neighbour = uniforms([43] * num, range(num))
     assert abs(np.corrcoef(by_index, neighbour)[0, 1]) < 0.03
     assert abs(np.corrcoef(by_index[1:], neighbour[:-1])[0, 1]) < 0.03
+
+
+def test_each_answer_of_a_request_has_a_seed_of_its_own() -> None:
+    seeds = {derived_seed(seed, choice) for seed in range(200) for choice in range(16)}
+    assert len(seeds) == 200 * 16
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert derived_seed(7, 0) == 7
+    assert derived_seed(2**64 - 1, 3) == derived_seed(2**64 - 1, 3)
+
+
+def test_derived_streams_are_unrelated() -> None:
+    indices = range(4000)
+    streams = [uniforms([derived_seed(9, choice)] * 4000, indices) for choice in range(4)]
+    correlations = np.corrcoef(streams)[np.triu_indices(4, k=1)]
+    assert abs(correlations).max() < 0.06

@@ -13,6 +13,7 @@ from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import RequestFailed, SettingsError
 from shared.messages.descriptor import SamplingParams, WorkerRef
 from shared.messages.events import FinishedEvent, FinishReason, TokenEvent
+from shared.model.sampling_row import Sampled, SamplingState
 
 
 @dataclass(eq=False)
@@ -21,11 +22,13 @@ class Picture:
 
 
 def sequence(blocks: BlockHandle, *, max_tokens: int = 8, stop: tuple[int, ...] = ()) -> Sequence:
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop)
     return Sequence(
         request_id="r",
         attempt=0,
         gateway=WorkerRef(name="g", incarnation=1),
-        sampling=SamplingParams(max_tokens=max_tokens, stop_token_ids=stop),
+        sampling=sampling,
+        state=SamplingState(sampling, prompt_ids=[1, 2], answer_ids=[5]),
         blocks=blocks,
         kv_len=10,
         next_pos=7,
@@ -142,20 +145,20 @@ class TestDecodeScheduler:
 class TestSequence:
     def test_a_token_advances_cache_position_and_index(self) -> None:
         running = sequence(BlockPool(1, 16).allocate(1))
-        (event,) = running.append(42)
+        (event,) = running.append(Sampled(42))
         assert isinstance(event, TokenEvent)
         assert (event.index, event.token_id) == (1, 42)
         assert (running.kv_len, running.next_pos, running.next_index) == (11, 8, 2)
 
     def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(self) -> None:
         running = sequence(BlockPool(1, 16).allocate(1), stop=(9,))
-        (event,) = running.append(9)
+        (event,) = running.append(Sampled(9))
         assert isinstance(event, FinishedEvent)
         assert (event.reason, event.num_tokens) == (FinishReason.STOP, 1)
 
     def test_the_last_allowed_token_is_sent_and_ends_the_answer(self) -> None:
         running = sequence(BlockPool(1, 16).allocate(1), max_tokens=2)
-        token, end = running.append(42)
+        token, end = running.append(Sampled(42))
         assert isinstance(token, TokenEvent)
         assert isinstance(end, FinishedEvent)
         assert (end.reason, end.num_tokens) == (FinishReason.LENGTH, 2)
