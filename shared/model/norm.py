@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from shared.model.gpu import fused
+
 
 class RmsNorm(nn.Module):
     """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension.
@@ -28,12 +30,23 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if fused.takes(x):
+            return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(variance + self.eps)
         if self.unit_offset:
             return (normed * (1.0 + self.weight.to(normed.dtype))).to(x.dtype)
         return self.weight * normed.to(x.dtype)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of two `[num_tokens, width]`, and its normalisation."""
+        if fused.takes(x):
+            return fused.add_rms_norm(
+                x, residual, self.weight, self.eps, unit_offset=self.unit_offset
+            )
+        total = x + residual
+        return total, self.forward(total)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
