@@ -8,6 +8,7 @@ import sys
 BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
+    "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 
