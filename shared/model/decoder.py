@@ -20,8 +20,9 @@ from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
-from shared.model.decoder_layer import DecoderLayer, layer_norm
+from shared.model.decoder_layer import DecoderLayer
 from shared.model.linear import FusedLinear
+from shared.model.norm import norm_of
 from shared.model.rope import RotaryEmbedding
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
@@ -43,13 +44,16 @@ class LanguageModel(nn.Module):
             torch.empty(spec.vocab_size, spec.hidden_size, dtype=dtype), requires_grad=False
         )
         self.layers = nn.ModuleList(DecoderLayer(spec, i, dtype) for i in range(spec.num_layers))
-        self.norm = layer_norm(spec, dtype)
+        self.norm = norm_of(spec, spec.hidden_size, dtype)
         head = {"lm_head": spec.vocab_size}
         self.lm_head = (
             None
             if spec.tie_word_embeddings
             else FusedLinear(spec.hidden_size, head, bias=False, dtype=dtype)
         )
+        # Rounded to the model's dtype, as the weights that it multiplies are.
+        scale = torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu")
+        self._embedding_scale = float(scale)
         self._ropes: tuple[RotaryEmbedding, ...] | None = None
 
     @torch.inference_mode()
@@ -86,9 +90,8 @@ class LanguageModel(nn.Module):
             # A placeholder's own embedding is not used, and its id may lie outside the vocabulary.
             token_ids = token_ids.index_fill(0, batch.media_index, 0)
         hidden = functional.embedding(token_ids, self.embed_weight)
-        if self.spec.embedding_scale != 1.0:
-            scale = torch.tensor(self.spec.embedding_scale, dtype=hidden.dtype)
-            hidden = hidden * scale.to(hidden.device)
+        if self._embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale
         if batch.media_index is not None and rows is not None:
             hidden.index_copy_(0, batch.media_index, rows)
         return hidden

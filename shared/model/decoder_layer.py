@@ -15,7 +15,7 @@ from shared.cache.kv_cache import KvCache
 from shared.model.checkpoint import Destination
 from shared.model.mlp import GatedMlp
 from shared.model.moe import MixtureOfExperts
-from shared.model.norm import RmsNorm
+from shared.model.norm import norm_of
 from shared.model.self_attention import SelfAttention
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
@@ -32,10 +32,12 @@ class DecoderLayer(nn.Module):
             if spec.moe is not None and spec.layers[layer].is_moe
             else GatedMlp(spec.hidden_size, spec.intermediate_size, spec.activation, dtype)
         )
-        self.input_norm = layer_norm(spec, dtype)
-        self.mlp_norm = layer_norm(spec, dtype)
-        self.attention_out_norm = layer_norm(spec, dtype) if spec.post_norms else None
-        self.mlp_out_norm = layer_norm(spec, dtype) if spec.post_norms else None
+        self.input_norm = norm_of(spec, spec.hidden_size, dtype)
+        self.mlp_norm = norm_of(spec, spec.hidden_size, dtype)
+        self.attention_out_norm = (
+            norm_of(spec, spec.hidden_size, dtype) if spec.post_norms else None
+        )
+        self.mlp_out_norm = norm_of(spec, spec.hidden_size, dtype) if spec.post_norms else None
 
     def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
         attended = self.attention.forward(self.input_norm.forward(hidden), step, kv)
@@ -62,8 +64,3 @@ class DecoderLayer(nn.Module):
         yield f"{prefix}post_attention_layernorm.weight", self.attention_out_norm.weight
         yield f"{prefix}pre_feedforward_layernorm.weight", self.mlp_norm.weight
         yield f"{prefix}post_feedforward_layernorm.weight", self.mlp_out_norm.weight
-
-
-def layer_norm(spec: TextSpec, dtype: torch.dtype) -> RmsNorm:
-    """A norm over the hidden width, as this family scales it."""
-    return RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, unit_offset=spec.norm_unit_offset)

@@ -9,24 +9,23 @@ tell such differences from mistakes.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from shared.model.gpu import fused
+from shared.modelspec import TextSpec
 
 
 class RmsNorm(nn.Module):
-    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension.
+    """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension."""
 
-    With `unit_offset` the factor is `1 + weight`, and it is applied before rounding to x's dtype.
-    """
+    unit_offset: ClassVar[bool] = False
 
-    def __init__(
-        self, width: int, eps: float, dtype: torch.dtype, *, unit_offset: bool = False
-    ) -> None:
+    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = eps
-        self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,10 +33,7 @@ class RmsNorm(nn.Module):
             return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
-        normed = wide * torch.rsqrt(variance + self.eps)
-        if self.unit_offset:
-            return (normed * (1.0 + self.weight.to(normed.dtype))).to(x.dtype)
-        return self.weight * normed.to(x.dtype)
+        return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of two `[num_tokens, width]`, and its normalisation."""
@@ -47,6 +43,26 @@ class RmsNorm(nn.Module):
             )
         total = x + residual
         return total, self.forward(total)
+
+
+class UnitOffsetRmsNorm(RmsNorm):
+    """Scales by `1 + weight`, before rounding to x's dtype."""
+
+    unit_offset: ClassVar[bool] = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if fused.takes(x):
+            return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
+        wide = x.to(accumulation_dtype(x.dtype))
+        variance = wide.square().mean(-1, keepdim=True)
+        normed = wide * torch.rsqrt(variance + self.eps)
+        return (normed * (1.0 + self.weight.to(wide.dtype))).to(x.dtype)
+
+
+def norm_of(spec: TextSpec, width: int, dtype: torch.dtype) -> RmsNorm:
+    """A norm over `width` channels, as this model scales it."""
+    kind = UnitOffsetRmsNorm if spec.norm_unit_offset else RmsNorm
+    return kind(width, spec.rms_norm_eps, dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -91,6 +91,17 @@ def mrope_positions(
     return positions, int(positions.max(initial=-1)) + 1
 
 
+def uncut_stop(start: int, stop: int, spans: Sequence[tuple[int, int]]) -> int:
+    """Where a chunk from `start` that should end at `stop` may end without cutting a span.
+
+    In front of the span that holds `stop`; behind it if the chunk would be empty otherwise.
+    """
+    for first, end in spans:
+        if first < stop < end:
+            return first if first > start else end
+    return stop
+
+
 def _frames(item: MediaGrid) -> list[MediaGrid]:
     """A clip whose frames are runs of their own, with their times as text in between."""
     return [replace(item, t=1)] * item.t

@@ -13,7 +13,7 @@ from torch import nn
 
 from shared.cache.kv_cache import KvCache
 from shared.model.linear import FusedLinear
-from shared.model.norm import RmsNorm
+from shared.model.norm import norm_of
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
 
@@ -34,8 +34,8 @@ class SelfAttention(nn.Module):
         parts = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
         self.qkv = FusedLinear(spec.hidden_size, parts, bias=spec.qkv_bias, dtype=dtype)
         self.o = FusedLinear(q_width, {"o_proj": spec.hidden_size}, bias=spec.o_bias, dtype=dtype)
-        self.q_norm = _head_norm(spec, dtype) if spec.qk_norm else None
-        self.k_norm = _head_norm(spec, dtype) if spec.qk_norm else None
+        self.q_norm = norm_of(spec, spec.head_dim, dtype) if spec.qk_norm else None
+        self.k_norm = norm_of(spec, spec.head_dim, dtype) if spec.qk_norm else None
 
     def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
         """`hidden` `[num_tokens, hidden]` in and out; writes this layer's KV of the new tokens."""
@@ -62,7 +62,3 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             yield f"{prefix}q_norm.weight", self.q_norm.weight
             yield f"{prefix}k_norm.weight", self.k_norm.weight
-
-
-def _head_norm(spec: TextSpec, dtype: torch.dtype) -> RmsNorm:
-    return RmsNorm(spec.head_dim, spec.rms_norm_eps, dtype, unit_offset=spec.norm_unit_offset)

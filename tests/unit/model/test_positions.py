@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.errors import RequestFailed
-from shared.model.positions import MediaGrid, media_spans, mrope_positions
+from shared.model.positions import MediaGrid, media_spans, mrope_positions, uncut_stop
 from shared.modelspec import VisionSpec
 
 IMAGE, VIDEO = 150, 151
@@ -74,3 +74,11 @@ def test_disagreeing_media_are_refused(
 )
 def test_spans_are_runs_of_rows(rows: list[int], spans: tuple[tuple[int, int], ...]) -> None:
     assert media_spans(np.array(rows, dtype=np.int64)) == spans
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [(0, 2, 2), (0, 3, 3), (0, 4, 3), (0, 8, 8), (3, 5, 8), (5, 6, 8), (0, 9, 8), (8, 9, 12)],
+)
+def test_chunks_end_beside_spans(start: int, stop: int, expected: int) -> None:
+    assert uncut_stop(start, stop, [(3, 8), (8, 12)]) == expected
