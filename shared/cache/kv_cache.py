@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from shared.cache.geometry import KvGeometry
+from shared.model.gpu import fused
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -63,6 +64,9 @@ class KvCache:
     ) -> None:
         """Store `k` and `v` `[num_tokens, kv_heads, head_dim]` at `slot_mapping` `[num_tokens]`."""
         slots = self._slots[layer]
+        if fused.takes(k):
+            fused.write_cache(slots, slot_mapping, k, v)
+            return
         slots[0].index_copy_(0, slot_mapping, k)
         slots[1].index_copy_(0, slot_mapping, v)
 

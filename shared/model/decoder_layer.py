@@ -43,8 +43,8 @@ class DecoderLayer(nn.Module):
         attended = self.attention.forward(self.input_norm.forward(hidden), step, kv)
         if self.attention_out_norm is not None:
             attended = self.attention_out_norm.forward(attended)
-        hidden = hidden + attended
-        transformed = self.mlp.forward(self.mlp_norm.forward(hidden))
+        hidden, normed = self.mlp_norm.add(hidden, attended)
+        transformed = self.mlp.forward(normed)
         if self.mlp_out_norm is not None:
             transformed = self.mlp_out_norm.forward(transformed)
         return hidden + transformed

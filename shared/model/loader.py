@@ -16,6 +16,7 @@ from shared.errors import UnsupportedModel
 from shared.model.attention import AttentionBackend
 from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part_names
 from shared.model.decoder import LanguageModel
+from shared.model.gpu.backend import backend_for
 from shared.model.towers.base import VisionTower
 from shared.model.towers.build import build_tower
 from shared.modelspec import ModelSpec
@@ -32,6 +33,7 @@ def load_language_model(
 ) -> LanguageModel:
     """The decoder alone, in `dtype` (a name, the config's by default) on `device`."""
     spec = spec or ModelSpec.load(model_dir)
+    backend = backend or backend_for(device, spec.text.num_heads)
     with torch.device("meta"):
         model = LanguageModel(spec.text, TORCH_DTYPES[dtype or spec.dtype], backend=backend)
     model.to_empty(device=device)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.model.gpu import fused
 from shared.model.linear import FusedLinear
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -31,7 +32,10 @@ class GatedMlp(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up.forward(hidden).chunk(2, dim=-1)
+        gate_up = self.gate_up.forward(hidden)
+        if self.activation is functional.silu and fused.takes(gate_up):
+            return self.down.forward(fused.swiglu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down.forward(self.activation(gate) * up)
 
     def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

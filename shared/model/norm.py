@@ -9,14 +9,19 @@ tell such differences from mistakes.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
+from shared.model.gpu import fused
 from shared.modelspec import TextSpec
 
 
 class RmsNorm(nn.Module):
     """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension."""
+
+    unit_offset: ClassVar[bool] = False
 
     def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -24,15 +29,30 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if fused.takes(x):
+            return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of two `[num_tokens, width]`, and its normalisation."""
+        if fused.takes(x):
+            return fused.add_rms_norm(
+                x, residual, self.weight, self.eps, unit_offset=self.unit_offset
+            )
+        total = x + residual
+        return total, self.forward(total)
 
 
 class UnitOffsetRmsNorm(RmsNorm):
     """Scales by `1 + weight`, before rounding to x's dtype."""
 
+    unit_offset: ClassVar[bool] = True
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if fused.takes(x):
+            return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(variance + self.eps)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shared.model.gpu import fused
 from shared.model.rope_spec import RopeSpec
 
 
@@ -30,6 +31,8 @@ class Rotary:
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate `x` `[num_tokens, heads, head_dim]`."""
+        if fused.takes(x):
+            return fused.rotate(x, self.cos, self.sin_signed)
         half = x.shape[-1] // 2
         swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
         return x * self.cos + swapped * self.sin_signed

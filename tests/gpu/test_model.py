@@ -1,0 +1,118 @@
+"""The decoder with all kernels against the decoder without: prompts, chunks, decoding, graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.cache.geometry import KvGeometry
+from shared.cache.kv_cache import KvCache
+from shared.model.attention import SdpaAttention
+from shared.model.batch import ForwardBatch, SequenceInput
+from shared.model.decoder import LanguageModel
+from shared.model.gpu.attention import TritonAttention
+from shared.model.gpu.decode_graphs import DecodeGraphs
+from shared.model.gpu.graph_limits import GraphLimits
+from shared.model.gpu.graph_recorder import CudaGraphRecorder, GraphRecorder, Step
+from shared.model.loader import load_language_model
+from shared.modelspec import ModelSpec
+
+BLOCK_SIZE = 16
+SCRATCH_BLOCK = 11
+
+
+class DirectRecorder:
+    """The recorder's twin: runs the step again instead of replaying it."""
+
+    def record(self, run: Step) -> Step | None:
+        return run
+
+
+class Twins:
+    """One model twice over caches of their own: with kernels and with PyTorch's operations."""
+
+    def __init__(self, folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = ModelSpec.load(folder)
+        self.device = device
+        self.geometry = KvGeometry.of(spec.text, block_size=BLOCK_SIZE, dtype="float32")
+        self.kv, self.plain_kv = (KvCache(self.geometry, 12, device=device) for _ in range(2))
+        self.kv.data.fill_(torch.nan)
+        self.plain_kv.data.zero_()
+        heads = spec.text.num_heads
+        self.model = self._load(folder, device, TritonAttention(heads, split_tokens=16))
+        self._plain = self._load(folder, device, SdpaAttention())
+        self._monkeypatch = monkeypatch
+
+    def _load(
+        self, folder: Path, device: str, backend: TritonAttention | SdpaAttention
+    ) -> LanguageModel:
+        return load_language_model(folder, dtype="float32", device=device, backend=backend)
+
+    def pack(self, sequences: list[SequenceInput]) -> ForwardBatch:
+        return ForwardBatch.pack(sequences, BLOCK_SIZE, device=self.device)
+
+    def plain(self, batch: ForwardBatch) -> torch.Tensor:
+        with self._monkeypatch.context() as patch:
+            patch.setattr("shared.model.gpu.fused.takes", lambda x: False)
+            return self._plain(batch, self.plain_kv)
+
+
+@pytest.fixture
+def twins(
+    tiny_model: Path, device: str, use_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> Twins:
+    return Twins(tiny_model, device, monkeypatch)
+
+
+@pytest.fixture
+def recorder(device: str) -> GraphRecorder:
+    if device == "cpu":
+        return DirectRecorder()
+    return CudaGraphRecorder(torch.device("cuda", 0), max_bytes=1 << 30)
+
+
+def tokens(num: int, seed: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(2, 140, num)]
+
+
+def new(num: int, cached: int, blocks: list[int]) -> SequenceInput:
+    return SequenceInput(tokens(num, cached), range(cached, cached + num), blocks, cached)
+
+
+def same(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    assert logits.argmax(-1).tolist() == expected.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen2_5_vl", "gemma3_text"], indirect=True)
+def test_a_model_with_kernels_gives_the_same_logits(twins: Twins) -> None:
+    prompts = [new(19, 0, [3, 7]), new(4, 0, [1])]
+    mixed = [new(9, 19, [3, 7]), new(1, 4, [1])]
+    for sequences in (prompts, mixed):
+        batch = twins.pack(sequences)
+        same(twins.model(batch, twins.kv), twins.plain(batch))
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen3"], indirect=True)
+def test_graphs_of_the_decode_step(twins: Twins, recorder: GraphRecorder) -> None:
+    limits = GraphLimits(max_batch=4, max_context_tokens=64)
+    graphs = DecodeGraphs(twins.model, twins.kv, limits, SCRATCH_BLOCK, recorder)
+    assert graphs.sizes == (1, 2, 4)
+    prompts = twins.pack([new(5, 0, [3]), new(9, 0, [1, 8]), new(2, 0, [0])])
+    same(graphs(prompts, twins.kv), twins.plain(prompts))
+    assert (graphs.num_replayed, graphs.num_eager) == (0, 1)
+    steps = [
+        [new(1, 5, [3]), new(1, 9, [1, 8]), new(1, 2, [0])],
+        [new(1, 10, [1, 8])],  # a smaller graph
+    ]
+    for sequences in steps:
+        batch = twins.pack(sequences)
+        same(graphs(batch, twins.kv), twins.plain(batch))
+    assert (graphs.num_replayed, graphs.num_eager) == (2, 1)
+    # Nothing but the scratch block was written beside the sequences' own slots.
+    own = [0, 1, 3, 8, SCRATCH_BLOCK]
+    others = [block for block in range(12) if block not in own]
+    assert bool(twins.kv.data[:, :, others].isnan().all())
