@@ -18,7 +18,7 @@ from torch.nn import functional
 from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionBackend, AttentionPlan, SdpaAttention
 from shared.model.batch import ForwardBatch
-from shared.model.linear import FusedLinear
+from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel
 from shared.model.norm import RmsNorm
 from shared.model.rope import Rotary, RotaryEmbedding
 from shared.modelspec import TextSpec
@@ -133,6 +133,7 @@ class LanguageModel(nn.Module):
             if spec.tie_word_embeddings
             else FusedLinear(spec.hidden_size, head, bias=False, dtype=dtype)
         )
+        self._tied_head: LinearKernel | None = None
         self._rope: RotaryEmbedding | None = None
 
     @torch.inference_mode()
@@ -184,9 +185,21 @@ class LanguageModel(nn.Module):
         if not all_positions:
             hidden = hidden[step.batch.cu_seqlens_q[1:] - 1]
         hidden = self.norm.forward(hidden)
+        if self.lm_head is not None:
+            return self.lm_head.forward(hidden)
+        if self._tied_head is not None:
+            return self._tied_head.run(hidden, None)
+        return functional.linear(hidden, self.embed_weight)
+
+    def prepare_linears(self, choose: ChooseKernel) -> list[LinearKernel]:
+        """Give every linear map its kernel, once the weights are loaded."""
+        maps = [module for module in self.modules() if isinstance(module, FusedLinear)]
+        kernels = [linear.prepare(choose) for linear in maps]
         if self.lm_head is None:
-            return functional.linear(hidden, self.embed_weight)
-        return self.lm_head.forward(hidden)
+            # The embedding reads single rows of the same weight, so that stays as it is.
+            self._tied_head = choose(self.embed_weight.data)
+            kernels.append(self._tied_head)
+        return kernels
 
     def checkpoint_views(self) -> dict[str, torch.Tensor]:
         """Every checkpoint name of the language part and the tensor it fills."""

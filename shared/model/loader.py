@@ -16,6 +16,7 @@ from shared.errors import UnsupportedModel
 from shared.model.attention import AttentionBackend
 from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint
 from shared.model.decoder import LanguageModel
+from shared.model.kernels.choice import KernelChoice, log_kernels
 from shared.model.towers import VisionTower
 from shared.modelspec import ModelSpec
 
@@ -27,9 +28,13 @@ def load_language_model(
     dtype: str | None = None,
     device: torch.device | str = "cpu",
     backend: AttentionBackend | None = None,
+    kernels: KernelChoice | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> LanguageModel:
-    """The decoder alone, in `dtype` (a name, the config's by default) on `device`."""
+    """The decoder alone, in `dtype` (a name, the config's by default) on `device`.
+
+    `kernels` says what computes its linear maps; torch's own operators without it.
+    """
     spec = spec or ModelSpec.load(model_dir)
     with torch.device("meta"):
         model = LanguageModel(spec.text, TORCH_DTYPES[dtype or spec.dtype], backend=backend)
@@ -42,6 +47,8 @@ def load_language_model(
         optional=frozenset({"lm_head.weight"} if spec.text.tie_word_embeddings else ()),
         on_progress=on_progress,
     )
+    if kernels is not None:
+        log_kernels(model.prepare_linears(kernels.kernel_for))
     return model
 
 

@@ -17,6 +17,7 @@ def load_language(
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
+        kernels=folder.kernels,
         on_progress=weights_progress(),
     )
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
