@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared.cache.kv_cache import KvCache
+from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
 from shared.model.loader import load_language_model
 from shared.runtime.host import ModelFolder, weights_progress
@@ -17,6 +18,7 @@ def load_language(
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
+        backend=CpuAttention() if folder.device == "cpu" else None,
         kernels=folder.kernels,
         on_progress=weights_progress(),
     )
