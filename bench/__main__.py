@@ -8,6 +8,8 @@ import sys
 BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
+    "compare": "Triptych and other installed servers side by side on one model folder",
+    "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 

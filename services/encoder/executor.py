@@ -25,14 +25,24 @@ class Pixels:
 
 
 class EncodeExecutor:
-    """Embeds pictures packed end to end: no padding, whatever their sizes."""
+    """Embeds pictures packed end to end: no padding, whatever their sizes.
 
-    def __init__(self, tower: VisionTower, device: torch.device | str = "cpu") -> None:
+    Embeddings come in `dtype`, the tower's own by default.
+    """
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._tower = tower
         self._device = device
+        self._dtype = dtype or tower.dtype
 
     def run(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         """One contiguous `[num_tokens, hidden]` on its own storage per picture."""
         patches = torch.cat([picture.patches for picture in pictures]).to(self._device)
         grids = torch.tensor([picture.grid_thw for picture in pictures], device=self._device)
-        return [embedding.clone() for embedding in self._tower.encode(patches, grids)]
+        embeddings = self._tower.encode(patches, grids)
+        return [embedding.to(self._dtype, copy=True) for embedding in embeddings]

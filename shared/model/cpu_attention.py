@@ -1,8 +1,8 @@
 """Attention on a CPU: decode steps by a compiled kernel over pages, everything else by PyTorch.
 
-In and out: as `shared/model/attention.py` says. A step in which every sequence brings one token is
-one call per layer, whatever the batch; nothing of the cache is copied or gathered. Steps with longer
-sequences, other number formats and head sizes go to `SdpaAttention`.
+In and out: as `shared/model/attention.py` says. A step in which every sequence brings one token
+is one call per layer, whatever the batch; nothing of the cache is copied or gathered. Steps with
+longer sequences, other number formats and head sizes go to `SdpaAttention`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PagedPlan:
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
     ) -> torch.Tensor:
-        """As `AttentionPlan.attend`; `k` and `v` are read from the cache, where they already are."""
+        """As `AttentionPlan.attend`; `k` and `v` are in the cache already and are read there."""
         num_seqs, num_heads, head_dim = q.shape
         if q.stride()[1:] != (head_dim, 1):
             q = q.contiguous()

@@ -71,7 +71,7 @@ def _scores(a: Any, q: Any, keys: Any, table: Any, first: int, stop: int, scores
 
 
 @njit
-def _softmax(scores: Any, count: int, scale: float) -> float:
+def _softmax(scores: Any, count: int, scale: Any) -> Any:
     """Scores to unnormalised weights, in place; returns their sum."""
     largest = scores[0]
     for i in range(1, count):
