@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from shared.model.kernels.few_norm import norm_of_few
+
 
 class RmsNorm(nn.Module):
     """`weight * x / sqrt(mean(x^2) + eps)`; the mean runs over the last dimension."""
@@ -22,6 +24,9 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        few = norm_of_few(x, self.weight, self.eps)
+        if few is not None:
+            return few
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
