@@ -33,7 +33,7 @@ from bench.accuracy import png
 from bench.client import Timed, chat_body, stream
 from bench.floors import Floors, measure_floors
 from bench.peers import PEERS, peers_home
-from bench.processes import ForeignLoad, free_port, running
+from bench.processes import START_TIMEOUT_S, ForeignLoad, free_port, running
 from bench.prompts import PromptMaker
 from shared.messages.descriptor import SamplingParams
 
@@ -140,12 +140,31 @@ def _start(
     log = logs / f"{side.name}.log"
     try:
         scope.enter_context(running(command, environment, side.url, log))
+        _until_it_answers(side)
     except (RuntimeError, OSError) as error:
         tail = log.read_text(errors="replace")[-600:] if log.exists() else ""
         print(f"{side.name}: did not start: {error}\n{tail}", flush=True)
         return
     print(f"{side.name}: up", flush=True)
     yield side
+
+
+def _until_it_answers(side: Side) -> None:
+    """A server that listens may still be loading its model."""
+    body = {**chat_body(side.served_name, [], "Hello"), "max_tokens": 1}
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            answer = httpx.post(f"{side.url}/v1/chat/completions", json=body, timeout=300.0)
+        except httpx.HTTPError as error:
+            said = repr(error)
+        else:
+            if answer.status_code == 200:
+                return
+            said = f"HTTP {answer.status_code}: {answer.text[:300]}"
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"{side.name}: no answer in {START_TIMEOUT_S:g} s: {said}")
+        time.sleep(2.0)
 
 
 def _url(port: int) -> str:

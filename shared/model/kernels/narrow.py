@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from math import prod
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -34,17 +35,15 @@ class Bf16Kernel:
     def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
         self.name = "compiled bfloat16" if compiled else "panels bfloat16"
         self._weight = weight.contiguous()
-        self._compiled = compiled and weight.shape[1] % VECTOR_LANES == 0
+        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows = prod(x.shape[:-1])
         if rows > MAX_COMPILED_ROWS:
             return _by_panels(x, self._weight, None, bias)
-        if not self._compiled:
+        if self._rows is None:
             return functional.linear(x, self._weight, bias)
-        from shared.model.kernels import rows as compiled
-
-        kernel = compiled.bf16_rows if rows == 1 else compiled.wide_bf16_rows
+        kernel = self._rows.bf16_rows if rows == 1 else self._rows.wide_bf16_rows
         wide = x if rows == 1 else x.float()
         return _few_rows(kernel.address, wide, self._weight, None, bias, x.dtype)
 
@@ -58,17 +57,21 @@ class Int8Kernel:
         scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
         self._weight = torch.round(weight.float() / scale).to(torch.int8)
         self._scale = scale.flatten()
-        self._compiled = compiled and weight.shape[1] % VECTOR_LANES == 0
+        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not self._compiled or prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
+        if self._rows is None or prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
             return _by_panels(x, self._weight, self._scale, bias)
-        from shared.model.kernels import rows as compiled
-
-        kernel = (
-            compiled.float32_rows_int8 if x.dtype == torch.float32 else compiled.wide_bf16_rows_int8
-        )
+        is_wide = x.dtype == torch.float32
+        kernel = self._rows.float32_rows_int8 if is_wide else self._rows.wide_bf16_rows_int8
         return _few_rows(kernel.address, x.float(), self._weight, self._scale, bias, x.dtype)
+
+
+def _row_kernels() -> ModuleType:
+    """Imported, and thereby compiled, when a model is loaded: a first request must not wait."""
+    from shared.model.kernels import rows
+
+    return rows
 
 
 def _few_rows(

@@ -11,10 +11,11 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, float32, int64, njit, types, uint16
+from numba import carray, float32, njit, uint16
 
 from shared.model.kernels.vector import (
     as_stored,
+    compiled,
     dot_tile,
     load_value,
     offset,
@@ -26,8 +27,6 @@ from shared.model.kernels.vector import (
 # Positions in the argument block. Strides count values.
 NEXT, ROWS, WIDTH, X, X_STRIDE, WEIGHT, OUT, EPS_BITS = range(8)
 NUM_ARGUMENTS = 8
-
-KERNEL = types.void(types.CPointer(int64))
 
 
 @njit
@@ -48,7 +47,7 @@ def _norm(a: Any, counter: Any, x: Any, weight: Any, out: Any) -> None:
             store_value(out, row * width + i, load_value(weight, i) * normed)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def norm_bf16(arguments: Any) -> None:
     """Root-mean-square norm of bfloat16 rows."""
     a = carray(arguments, NUM_ARGUMENTS)

@@ -12,9 +12,10 @@ from math import exp
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, float32, int64, njit, types, uint16
+from numba import carray, float32, int64, njit, uint16
 
 from shared.model.kernels.vector import (
+    compiled,
     dot_tile,
     load_value,
     offset,
@@ -43,8 +44,6 @@ from shared.model.kernels.vector import (
     OUT,
 ) = range(16)
 NUM_ARGUMENTS = 16
-
-KERNEL = types.void(types.CPointer(int64))
 
 
 @njit
@@ -131,7 +130,7 @@ def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> N
                 store_value(out, (seq * heads + head) * width + d, sums[d] / total)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def attend_bf16(arguments: Any) -> None:
     """bfloat16 queries, cache and result."""
     a = carray(arguments, NUM_ARGUMENTS)
@@ -139,7 +138,7 @@ def attend_bf16(arguments: Any) -> None:
     _attend(a, arguments, q, pointer_to(a[KEYS], uint16), pointer_to(a[VALUES], uint16), out)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def attend_float32(arguments: Any) -> None:
     """float32 queries, cache and result."""
     a = carray(arguments, NUM_ARGUMENTS)

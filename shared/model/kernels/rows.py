@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, float32, int8, int64, njit, types, uint16
+from numba import carray, float32, int8, njit, uint16
 
 from shared.model.kernels.vector import (
+    compiled,
     dot_tile,
     load_value,
     offset,
@@ -30,8 +31,6 @@ CHUNK = 32
 
 FAR = 2048
 """Rows of weights at least so long are fetched ahead within the row, shorter ones four rows on."""
-
-KERNEL = types.void(types.CPointer(int64))
 
 
 @njit
@@ -99,7 +98,7 @@ def _run(a: Any, counter: Any, x: Any, w: Any, out: Any) -> None:
             column += 1
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def bf16_rows(arguments: Any) -> None:
     """bfloat16 rows, weights, bias and result."""
     a = carray(arguments, NUM_ARGUMENTS)
@@ -111,7 +110,7 @@ def bf16_rows(arguments: Any) -> None:
     _run(a, arguments, x, w, out)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def wide_bf16_rows(arguments: Any) -> None:
     """bfloat16 weights, bias and result; rows that were widened to float32 before."""
     a = carray(arguments, NUM_ARGUMENTS)
@@ -119,7 +118,7 @@ def wide_bf16_rows(arguments: Any) -> None:
     _run(a, arguments, x, w, out)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def wide_bf16_rows_int8(arguments: Any) -> None:
     """Widened rows, bfloat16 bias and result; int8 weights with a float32 scale per weight row."""
     a = carray(arguments, NUM_ARGUMENTS)
@@ -127,7 +126,7 @@ def wide_bf16_rows_int8(arguments: Any) -> None:
     _run(a, arguments, x, w, out)
 
 
-@cfunc(KERNEL, cache=True)
+@compiled
 def float32_rows_int8(arguments: Any) -> None:
     """float32 rows, bias and result, int8 weights with a float32 scale per weight row."""
     a = carray(arguments, NUM_ARGUMENTS)
