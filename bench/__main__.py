@@ -11,6 +11,8 @@ BENCHES = {
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
+    "compare": "Triptych and other installed servers side by side on one model folder",
+    "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }

@@ -89,9 +89,9 @@ def tower_lines(device: Device, rounds: int) -> Iterator[str]:
     """Pictures of one megapixel in one call; aim: ratio 1.67."""
     bench = TowerBench()
     for num_pictures in NUM_PICTURES:
-        pixels, grids = bench.pictures(num_pictures)
+        pictures = bench.pictures(num_pictures)
         took_s = median_s(
-            partial(bench.tower.encode, pixels, grids),
+            partial(bench.tower.encode, pictures),
             max(3, rounds // 2),
         )
         floor_s = tower_floor_s(bench.tower.module, bench.config, TOWER_GRID, num_pictures, device)

@@ -23,7 +23,8 @@ from shared.model.decoder import LanguageModel
 from shared.model.gpu.backend import backend_for
 from shared.model.gpu.decode_graphs import ForwardStep, decode_step
 from shared.model.gpu.graph_limits import GraphLimits
-from shared.model.towers import VisionTower
+from shared.model.towers.build import build_tower
+from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec, TextSpec
 
 BLOCK_SIZE = 16
@@ -128,18 +129,21 @@ class TowerBench:
         with TemporaryDirectory() as folder:
             write_config(Path(folder))
             self.config: Any = AutoConfig.from_pretrained(folder).vision_config
-            self.tower = VisionTower.build(
+            self.tower = build_tower(
                 Path(folder), spec.family.tower, spec.vision, torch.bfloat16, device
             )
         randomize(self.tower.module)
 
-    def pictures(self, num_pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches and grids of so many pictures of one megapixel."""
+    def pictures(self, num_pictures: int) -> list[Pixels]:
+        """So many pictures of one megapixel, on the device already."""
         height, width = TOWER_GRID
-        patch_dim = self.tower.spec.patch_dim
-        pixels = torch.randn(num_pictures * height * width, patch_dim, device=self._device)
-        grids = torch.tensor([[1, height, width]] * num_pictures, device=self._device)
-        return pixels.to(torch.bfloat16), grids
+        shape = (height * width, self.tower.spec.patch_dim)
+        return [
+            Pixels(
+                torch.randn(shape, device=self._device, dtype=torch.bfloat16), (1, height, width)
+            )
+            for _ in range(num_pictures)
+        ]
 
 
 @cache

@@ -11,11 +11,16 @@ from shared.model.towers.pixels import Pixels
 
 
 class EncodeExecutor:
-    """Embeds pictures packed end to end: no padding, whatever their sizes."""
+    """Embeds pictures packed end to end: no padding, whatever their sizes.
 
-    def __init__(self, tower: VisionTower) -> None:
+    Embeddings come in `dtype`, the tower's own by default.
+    """
+
+    def __init__(self, tower: VisionTower, dtype: torch.dtype | None = None) -> None:
         self._tower = tower
+        self._dtype = dtype or tower.dtype
 
     def run(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         """One contiguous `[num_tokens, embedding_width]` on its own storage per picture."""
-        return [embedding.clone() for embedding in self._tower.encode(pictures)]
+        embeddings = self._tower.encode(pictures)
+        return [embedding.to(self._dtype, copy=True) for embedding in embeddings]

@@ -39,9 +39,25 @@ class ProcessSpec:
     stages: str = ""
 
 
+MIN_THREADS = 2
+"""The stages of a request run one after the other: a single thread each would leave cores idle."""
+
+SPIN_COUNT = 10_000
+"""Turns (some tenths of a millisecond) that a thread waits for more work before it sleeps: longer
+than the pauses within a step, shorter than what another worker on the same cores would notice."""
+
+
 def threads_per_worker(num_cores: int, num_workers: int) -> int:
-    """A fair share of the cores; oversubscribed thread pools cost far more than they bring."""
-    return max(1, num_cores // max(1, num_workers))
+    """A fair share of the cores, but two where there are two."""
+    return max(min(MIN_THREADS, num_cores), num_cores // max(1, num_workers))
+
+
+def thread_environment(threads: int, num_cores: int, num_workers: int) -> dict[str, str]:
+    """Sizes of the thread pools; where workers share cores, their idle threads soon sleep."""
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    if threads * num_workers > num_cores:
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    return environment
 
 
 def service_specs(
@@ -49,7 +65,7 @@ def service_specs(
 ) -> Iterator[ProcessSpec]:
     """The workers, then the gateway."""
     threads = settings.threads or threads_per_worker(num_cores, settings.num_workers)
-    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    environment = thread_environment(threads, num_cores, settings.num_workers)
     numbers: Counter[str] = Counter()
     for index, stages in enumerate(settings.workers):
         service = SERVICES[stages[0]] if len(stages) == 1 else "worker"
@@ -102,4 +118,5 @@ def _worker_flags(settings: LauncherSettings, index: int) -> tuple[str, ...]:
     return (
         *("--metrics-port", str(metrics_port)),
         *(() if dtype == "auto" else ("--dtype", dtype)),
+        *(() if settings.quantization == "none" else ("--quantization", settings.quantization)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,8 +52,14 @@ examples:
         0,
         ge=0,
         le=1024,
-        description="CPU threads of each worker; 0: this machine's cores divided among them",
+        description="CPU threads of each worker; 0: this machine's cores divided among them, "
+        "two at least where there are two",
         json_schema_extra=flag("threads", "COUNT"),
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8 keeps the language model's weights in 8 bits, one scale per output",
+        json_schema_extra=flag("quantization"),
     )
     metrics_port: int = Field(
         0,

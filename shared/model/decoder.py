@@ -21,7 +21,7 @@ from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
 from shared.model.decoder_layer import DecoderLayer
-from shared.model.linear import FusedLinear
+from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel
 from shared.model.norm import norm_of
 from shared.model.rope import RotaryEmbedding
 from shared.model.step import StepContext
@@ -54,6 +54,7 @@ class LanguageModel(nn.Module):
         # Rounded to the model's dtype, as the weights that it multiplies are.
         scale = torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu")
         self._embedding_scale = float(scale)
+        self._tied_head: LinearKernel | None = None
         self._ropes: tuple[RotaryEmbedding, ...] | None = None
 
     @torch.inference_mode()
@@ -120,9 +121,21 @@ class LanguageModel(nn.Module):
         if not all_positions:
             hidden = hidden[step.batch.cu_seqlens_q[1:] - 1]
         hidden = self.norm.forward(hidden)
+        if self.lm_head is not None:
+            return self.lm_head.forward(hidden)
+        if self._tied_head is not None:
+            return self._tied_head.run(hidden, None)
+        return functional.linear(hidden, self.embed_weight)
+
+    def prepare_linears(self, choose: ChooseKernel) -> list[LinearKernel]:
+        """Give every linear map its kernel, once the weights are loaded."""
+        maps = [module for module in self.modules() if isinstance(module, FusedLinear)]
+        kernels = [linear.prepare(choose) for linear in maps if not linear.decides]
         if self.lm_head is None:
-            return functional.linear(hidden, self.embed_weight)
-        return self.lm_head.forward(hidden)
+            # The embedding reads single rows of the same weight, so that stays as it is.
+            self._tied_head = choose(self.embed_weight.data)
+            kernels.append(self._tied_head)
+        return kernels
 
     def _media_vectors(self, batch: ForwardBatch, index: int) -> torch.Tensor | None:
         """Vector `index` of each media row, `[num_media_rows, hidden]`: 0 is the embedding."""

@@ -2,32 +2,89 @@
 
 In: activations. Out: activations. Projections that read the same input are one matrix here, which
 saves calls and lets one kernel stream the weights; the checkpoint keeps them apart, so a layer
-names the row ranges for the loader. This is the seam for prepacked and quantized weights.
+names the row ranges for the loader. How the product is computed is a `LinearKernel`'s affair: it is
+chosen once the weights are loaded (`shared/model/kernels/choice.py`), plain torch until then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 
+class LinearKernel(Protocol):
+    """One way to compute a linear map; holds its weight in whatever form it reads best."""
+
+    @property
+    def name(self) -> str:
+        """For logs: what computes, and from which number format."""
+        ...
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`x` `[..., in_features]` to `[..., out_features]`, in x's dtype.
+
+        A row's result must not depend on the rows beside it by more than float32 rounding.
+        """
+        ...
+
+
+ChooseKernel = Callable[[torch.Tensor], LinearKernel]
+"""From a loaded weight `[out_features, in_features]` to what will compute with it."""
+
+
+class PlainKernel:
+    """torch's own operator on the weight as it was loaded."""
+
+    name = "plain"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(x, self._weight, bias)
+
+
 class FusedLinear(nn.Module):
-    """`y = x W^T + b`; `parts` maps checkpoint names to their output widths, in row order."""
+    """`y = x W^T + b`; `parts` maps checkpoint names to their output widths, in row order.
+
+    `decides`: its outputs are compared with each other to choose what else is computed, so it stays
+    with the weights as they were loaded.
+    """
 
     def __init__(
-        self, in_features: int, parts: Mapping[str, int], *, bias: bool, dtype: torch.dtype
+        self,
+        in_features: int,
+        parts: Mapping[str, int],
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        decides: bool = False,
     ) -> None:
         super().__init__()
         self.parts = dict(parts)
+        self.decides = decides
         out_features = sum(self.parts.values())
         self.weight = _frozen(out_features, in_features, dtype=dtype)
         self.bias = _frozen(out_features, dtype=dtype) if bias else None
+        self.kernel: LinearKernel | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight, self.bias)
+        if self.kernel is None:
+            return functional.linear(x, self.weight, self.bias)
+        return self.kernel.run(x, self.bias)
+
+    def prepare(self, choose: ChooseKernel) -> LinearKernel:
+        """Hand the loaded weight to a kernel, which may keep it in another form.
+
+        The parameter is given up, so that its memory lives only where the kernel still uses it.
+        """
+        self.kernel = choose(self.weight.data)
+        self.weight = _frozen(0, dtype=self.weight.dtype)
+        return self.kernel
 
     def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Checkpoint name and the view it fills, for every tensor of this map."""

@@ -17,6 +17,7 @@ from shared.model.attention import AttentionBackend
 from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part_names
 from shared.model.decoder import LanguageModel
 from shared.model.gpu.backend import backend_for
+from shared.model.kernels.choice import KernelChoice, log_kernels
 from shared.model.towers.base import VisionTower
 from shared.model.towers.build import build_tower
 from shared.modelspec import ModelSpec
@@ -29,9 +30,13 @@ def load_language_model(
     dtype: str | None = None,
     device: torch.device | str = "cpu",
     backend: AttentionBackend | None = None,
+    kernels: KernelChoice | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> LanguageModel:
-    """The decoder alone, in `dtype` (a name, the config's by default) on `device`."""
+    """The decoder alone, in `dtype` (a name, the config's by default) on `device`.
+
+    `kernels` says what computes its linear maps; torch's own operators without it.
+    """
     spec = spec or ModelSpec.load(model_dir)
     backend = backend or backend_for(device, spec.text.num_heads)
     with torch.device("meta"):
@@ -45,6 +50,8 @@ def load_language_model(
         optional=frozenset({"lm_head.weight"} if spec.text.tie_word_embeddings else ()),
         on_progress=on_progress,
     )
+    if kernels is not None:
+        log_kernels(model.prepare_linears(kernels.kernel_for))
     return model
 
 

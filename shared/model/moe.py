@@ -28,9 +28,8 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: TextSpec, moe: MoeSpec, dtype: torch.dtype) -> None:
         super().__init__()
         self.moe = moe
-        self.router = FusedLinear(
-            spec.hidden_size, {"gate": moe.num_experts}, bias=False, dtype=dtype
-        )
+        parts = {"gate": moe.num_experts}
+        self.router = FusedLinear(spec.hidden_size, parts, bias=False, dtype=dtype, decides=True)
         self.experts = nn.ModuleList(
             GatedMlp(spec.hidden_size, moe.intermediate_size, spec.activation, dtype)
             for _ in range(moe.num_experts)

@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,6 +27,7 @@ from shared.bus.limits import BusLimits
 from shared.cache.geometry import KvGeometry
 from shared.messages.control import CancelRequest, Registration, RequestsAlive, Role
 from shared.messages.descriptor import WorkerRef
+from shared.model.kernels.choice import KernelChoice
 from shared.modelspec import ModelSpec
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.compute import ComputeThread
@@ -65,6 +66,7 @@ class ModelFolder:
     spec: ModelSpec
     dtype: str
     device: str
+    kernels: KernelChoice = field(default_factory=KernelChoice)
 
     def geometry(self, block_size: int) -> KvGeometry:
         """The shape of the KV cache."""
@@ -130,7 +132,8 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
     if settings.compute.threads:
         torch.set_num_threads(settings.compute.threads)
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
-    return ModelFolder(directory, spec, dtype, device)
+    kernels = KernelChoice(settings.compute.linear_kernel, settings.compute.quantization)
+    return ModelFolder(directory, spec, dtype, device, kernels)
 
 
 async def _until_collected(transport: Transport, drain_s: float) -> None:

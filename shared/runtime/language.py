@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
 from shared.messages.control import Role
+from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
 from shared.model.loader import load_language_model
 from shared.runtime.hand_over import HandOver
@@ -27,6 +28,8 @@ def load_language(
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
+        backend=CpuAttention() if folder.device == "cpu" else None,
+        kernels=folder.kernels,
         on_progress=weights_progress(),
     )
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)

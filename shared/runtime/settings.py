@@ -148,6 +148,17 @@ class ComputeSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where present", json_schema_extra=flag("device")
     )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8 keeps the language model's weights in 8 bits, one scale per output",
+        json_schema_extra=flag("quantization"),
+    )
+    linear_kernel: Literal["auto", "plain", "packed", "compiled"] = Field(
+        "auto",
+        description="What multiplies weights on a CPU: torch's operator, oneDNN on its own layout, "
+        "or ours; auto: what is fastest for the number format on this CPU",
+        json_schema_extra=flag("linear-kernel"),
+    )
 
 
 class ServiceSettings(BaseSettings):

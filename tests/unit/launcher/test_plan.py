@@ -14,10 +14,26 @@ from shared.runtime.topology import parse_topology
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "num_workers", "threads"), [(2, 3, 1), (16, 3, 5), (8, 8, 1), (4, 0, 4)]
+    ("num_cores", "num_workers", "threads"),
+    [(1, 3, 1), (2, 3, 2), (16, 3, 5), (8, 8, 2), (4, 0, 4)],
 )
 def test_cores_are_divided(num_cores: int, num_workers: int, threads: int) -> None:
     assert threads_per_worker(num_cores, num_workers) == threads
+
+
+def test_workers_that_share_cores_let_idle_threads_sleep() -> None:
+    settings = LauncherSettings()
+    for num_cores, sleeps in ((2, True), (6, False)):
+        spec = next(iter(service_specs(settings, "nats://h:1", port=9, num_cores=num_cores)))
+        assert spec.environment["OMP_NUM_THREADS"] == "2"
+        assert ("GOMP_SPINCOUNT" in spec.environment) == sleeps
+
+
+def test_quantization_is_handed_on_to_workers() -> None:
+    settings = load_settings(LauncherSettings, ["--quantization", "int8"], "up")
+    *workers, gateway = service_specs(settings, "nats://h:1", port=9, num_cores=2)
+    assert all(dict(pairwise(spec.command))["--quantization"] == "int8" for spec in workers)
+    assert "--quantization" not in gateway.command
 
 
 def test_one_process_per_worker_and_a_gateway() -> None:

@@ -1,0 +1,102 @@
+"""Attention on a CPU: decode steps by a compiled kernel over pages, everything else by PyTorch.
+
+In and out: as `shared/model/attention.py` says. A step in which every sequence brings one token
+is one call per layer, whatever the batch; nothing of the cache is copied or gathered. Steps with
+longer sequences, other number formats and head sizes go to `SdpaAttention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+
+import numpy as np
+import torch
+
+from shared.cache.kv_cache import KvCache
+from shared.model.attention import AttentionPlan, SdpaAttention
+from shared.model.batch import ForwardBatch
+from shared.model.kernels.choice import has_compiled_kernels
+from shared.model.kernels.narrow import VECTOR_LANES
+from shared.model.kernels.team import run_on_team
+
+KERNEL_OF_DTYPE = {torch.bfloat16: "attend_bf16", torch.float32: "attend_float32"}
+
+
+class CpuAttention:
+    """Chooses per step. Bidirectional spans do not concern a step of single tokens."""
+
+    def __init__(self) -> None:
+        self._other = SdpaAttention()
+        if has_compiled_kernels():
+            # Compiled now, while a model is loaded: a first request must not wait for it.
+            from shared.model.kernels import norms, pages  # noqa: F401
+
+    def plan(
+        self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
+    ) -> AttentionPlan:
+        if _is_decode(batch) and _is_supported(kv):
+            return PagedPlan(batch, kv, tuple(sliding_windows))
+        return self._other.plan(batch, kv, *([sliding_windows] if sliding_windows else []))
+
+
+def _is_decode(batch: ForwardBatch) -> bool:
+    return batch.num_tokens == batch.num_seqs
+
+
+def _is_supported(kv: KvCache) -> bool:
+    geometry = kv.geometry
+    return (
+        kv.device.type == "cpu"
+        and kv.data.dtype in KERNEL_OF_DTYPE
+        and geometry.head_dim % VECTOR_LANES == 0
+        and has_compiled_kernels()
+    )
+
+
+class PagedPlan:
+    """Reading plan of a step of single tokens."""
+
+    def __init__(
+        self, batch: ForwardBatch, kv: KvCache, sliding_windows: tuple[int | None, ...]
+    ) -> None:
+        from shared.model.kernels import pages
+
+        self._kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.data.dtype]).address
+        self._windows = sliding_windows or tuple(repeat(None, kv.geometry.num_layers))
+        self._tables = batch.block_tables.contiguous()
+        self._contexts = batch.context_lens.contiguous()
+        self._max_context = int(batch.context_lens.max())
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
+    ) -> torch.Tensor:
+        """As `AttentionPlan.attend`; `k` and `v` are in the cache already and are read there."""
+        num_seqs, num_heads, head_dim = q.shape
+        if q.stride()[1:] != (head_dim, 1):
+            q = q.contiguous()
+        keys, values = kv.layer_slots(layer)
+        out = torch.empty(num_seqs, num_heads * head_dim, dtype=q.dtype)
+        arguments = np.array(
+            (
+                0,
+                num_seqs,
+                num_heads,
+                keys.shape[1],
+                head_dim,
+                kv.block_size,
+                self._tables.shape[1],
+                self._max_context,
+                self._windows[layer] or 0,
+                q.data_ptr(),
+                q.stride(0),
+                keys.data_ptr(),
+                values.data_ptr(),
+                self._tables.data_ptr(),
+                self._contexts.data_ptr(),
+                out.data_ptr(),
+            ),
+            np.int64,
+        )
+        run_on_team(self._kernel, arguments)
+        return out

@@ -1,0 +1,145 @@
+"""Linear maps whose weights stay narrow in memory: bfloat16, or int8 with a scale per output.
+
+In: rows in bfloat16 or float32. Out: the same dtype. Two ways, by the number of rows:
+
+- up to `MAX_COMPILED_ROWS` the time goes into reading weights: a compiled kernel reads each once,
+  in its narrow form, and every row's result is bit-equal whatever rows are beside it;
+- with more rows the time goes into products: weights are widened to float32 panel by panel, into
+  memory that stays in the cache, and multiplied by torch's float32 product. A CPU without bfloat16
+  instructions has nothing faster.
+
+Sums are float32 and rounded once at the end, as torch does for bfloat16.
+"""
+
+from __future__ import annotations
+
+import threading
+from math import prod
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shared.model.kernels.team import run_on_team
+
+MAX_COMPILED_ROWS = 16
+PANEL_BYTES = 2 * 1024 * 1024
+VECTOR_LANES = 8
+INT8_MAX = 127
+
+
+class Bf16Kernel:
+    """bfloat16 rows and weight. Without compiled kernels few rows go to torch's operator."""
+
+    def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
+        self.name = "compiled bfloat16" if compiled else "panels bfloat16"
+        self._weight = weight.contiguous()
+        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows = prod(x.shape[:-1])
+        if rows > MAX_COMPILED_ROWS:
+            return _by_panels(x, self._weight, None, bias)
+        if self._rows is None:
+            return functional.linear(x, self._weight, bias)
+        kernel = self._rows.bf16_rows if rows == 1 else self._rows.wide_bf16_rows
+        wide = x if rows == 1 else x.float()
+        return _few_rows(kernel.address, wide, self._weight, None, bias, x.dtype)
+
+
+class Int8Kernel:
+    """int8 weight with one float32 scale per output, the largest weight at 127."""
+
+    def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
+        self.name = "compiled int8" if compiled else "panels int8"
+        largest = weight.abs().amax(dim=1, keepdim=True).float()
+        scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
+        self._weight = torch.round(weight.float() / scale).to(torch.int8)
+        self._scale = scale.flatten()
+        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._rows is None or prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
+            return _by_panels(x, self._weight, self._scale, bias)
+        is_wide = x.dtype == torch.float32
+        kernel = self._rows.float32_rows_int8 if is_wide else self._rows.wide_bf16_rows_int8
+        return _few_rows(kernel.address, x.float(), self._weight, self._scale, bias, x.dtype)
+
+
+def _row_kernels() -> ModuleType:
+    """Imported, and thereby compiled, when a model is loaded: a first request must not wait."""
+    from shared.model.kernels import rows
+
+    return rows
+
+
+def _few_rows(
+    kernel: int,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Run a kernel of `shared/model/kernels/rows.py`; its argument block in its order."""
+    columns, width = weight.shape
+    x = x.reshape(-1, width)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    out = torch.empty((*x.shape[:-1], columns), dtype=dtype)
+    arguments = np.array(
+        (
+            0,
+            x.shape[0],
+            columns,
+            width,
+            x.data_ptr(),
+            x.stride(0),
+            weight.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+        ),
+        np.int64,
+    )
+    run_on_team(kernel, arguments)
+    return out
+
+
+def _by_panels(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    columns, width = weight.shape
+    wide = x.reshape(-1, width).float()
+    out = torch.empty((wide.shape[0], columns), dtype=x.dtype)
+    step = max(64, PANEL_BYTES // (4 * width))
+    for start in range(0, columns, step):
+        part = slice(start, min(start + step, columns))
+        panel = _scratch("panel", part.stop - start, width).copy_(weight[part])
+        product = torch.mm(wide, panel.T, out=_scratch("product", wide.shape[0], part.stop - start))
+        if scale is not None:
+            product *= scale[part]
+        if bias is not None:
+            product += bias[part]
+        out[:, part] = product
+    return out.view(*x.shape[:-1], columns)
+
+
+class _Scratch(threading.local):
+    """Memory that a thread uses again, so that the system need not clear new pages each time."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, torch.Tensor] = {}
+
+
+_local = _Scratch()
+
+
+def _scratch(name: str, rows: int, columns: int) -> torch.Tensor:
+    size = rows * columns
+    buffer = _local.buffers.get(name)
+    if buffer is None or buffer.numel() < size:
+        with torch.inference_mode(False):  # usable inside and outside of it
+            buffer = _local.buffers[name] = torch.empty(size, dtype=torch.float32)
+    return buffer[:size].view(rows, columns)
