@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -98,6 +99,8 @@ def main() -> None:
     unknown = sorted(set(filter(None, options.peers.split(","))) - PEERS.keys())
     if unknown:
         parser.error(f"--peers: {', '.join(unknown)} unknown; known: {', '.join(PEERS)}")
+    # A stop from outside must end the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     floors = measure_floors(options.model, options.threads)
     print(floors.describe(), flush=True)
     with ExitStack() as scope, tempfile.TemporaryDirectory() as logs:
