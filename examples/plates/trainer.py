@@ -52,7 +52,7 @@ has learned, with one picture and then with several; both together; at last requ
 MORE_STAGES: tuple[Stage, ...] = (
     Stage(0.18, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
     Stage(0.48, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
-    Stage(0.82, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
+    Stage(0.84, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
     Stage(1.01, Diet(9, 4, 4, batch_tokens=4000, bare_share=0.15, drill_share=0.5), hints=0.5),
 )
 """For weights that know the pictures already: both together, the language model alone, both

@@ -21,7 +21,7 @@ from shared.model.kernels.team import run_on_team
 from shared.model.linear import LinearKernel
 from shared.model.loader import load_language_model
 from shared.modelspec import ModelSpec
-from tests.support.models import VOCAB_SIZE
+from tests.support.text_configs import VOCAB_SIZE
 
 BF16_ROUNDING = 2.0**-8
 # Widths with and without a tail of four vectors, and one that no vector divides.
