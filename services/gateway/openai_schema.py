@@ -129,7 +129,7 @@ class ChatRequest(Formats):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Larger is served earlier (not part of OpenAI's API)."""
+    """Lower is served earlier (not part of OpenAI's API)."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: (
         Annotated[

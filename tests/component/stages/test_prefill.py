@@ -78,12 +78,12 @@ async def pipeline_with(folder: ModelFolder, **settings: Any) -> AsyncIterator[P
 
 async def answer(
     pipeline: Pipeline, made: RequestDescriptor, pictures: Sequence[bytes], *, encode: bool = True
-) -> tuple[list[int], int | None]:
+) -> tuple[list[int], int]:
     """The answer's tokens, and how many of the prompt's were cached."""
     await pipeline.submit(made, pictures, with_encode=encode)
     tokens = await pipeline.tokens_of(made.request_id)
     first, *others = (e for e in pipeline.events[made.request_id] if isinstance(e, TokenEvent))
-    assert all(event.num_cached_tokens is None for event in others)
+    assert not any(event.num_cached_tokens for event in others)
     return tokens, first.num_cached_tokens
 
 
