@@ -199,7 +199,7 @@ ASKS: tuple[tuple[Ask, float], ...] = (
 """Every question about pictures with its weight."""
 DRILLED: tuple[tuple[Ask, float], ...] = (
     (ask_count, 3.0),
-    (ask_absent, 1.0),
+    (ask_absent, 1.5),
     (ask_which, 1.5),
     (ask_all, 1.0),
     (ask_description, 1.0),
