@@ -34,7 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "out of range": ({"temperature": 9}, 400, "temperature"),
     "bad max_tokens": ({"max_tokens": 0}, 400, "max_tokens"),
     "bad top_p": ({"top_p": 0}, 400, "top_p"),
-    "several choices": ({"n": 3}, 400, "n"),
+    "too many choices": ({"n": 17}, 400, "n"),
     "unknown role": ({"messages": [{"role": "ghost", "content": "x"}]}, 400, "role"),
     "context": ({"messages": text("word " * 20_000)}, 400, "4096"),
     "too many tokens": ({"max_tokens": 100_000}, 400, "max_tokens"),

@@ -94,8 +94,8 @@ def metric(pipeline: Pipeline, name: str) -> float:
 
 
 def stage_of(pipeline: Pipeline) -> PrefillStage:
-    assert pipeline.prefill is not None
-    return pipeline.prefill
+    (stage,) = (each for each in pipeline.stages if isinstance(each, PrefillStage))
+    return stage
 
 
 def common_blocks(one: RequestDescriptor, other: RequestDescriptor) -> int:
