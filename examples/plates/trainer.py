@@ -52,13 +52,13 @@ has learned, with one picture and then with several; both together; at last requ
 MORE_STAGES: tuple[Stage, ...] = (
     Stage(0.18, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
     Stage(0.40, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
-    Stage(0.80, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
-    Stage(0.92, Diet(11, 6, 4, batch_tokens=4000), hints=0, stored=True),
+    Stage(0.79, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
+    Stage(0.91, Diet(12, 8, 4, batch_tokens=4000, drill_share=1.0), hints=0, learn_tower=False),
     Stage(1.01, Diet(9, 4, 4, batch_tokens=4000, bare_share=0.15, drill_share=0.5), hints=0.5),
 )
-"""For weights that know the pictures already: both together, the language model alone, the tower
-most of all, the language model on what the tower knows now, and both together, mostly on the
-questions that are learned last."""
+"""For weights that know the pictures already: both together, the language model alone on stored
+pictures, the tower most of all, the language model on fresh pictures, for it learns the counts of
+stored ones by heart, and both together."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ here as part of the next turn's prompt.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,19 +23,17 @@ from services.prefill.batch import PrefillBatch
 from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
 from services.prefill.executor import FirstToken, PrefillExecutor
 from services.prefill.job import PrefillJob, num_covered_pictures
+from services.prefill.outlet import Outlet
 from services.prefill.scheduler import PrefillScheduler
 from shared.bus.base import WorkQueue
-from shared.cache.block_pool import BlockHandle
 from shared.cache.geometry import KvGeometry
 from shared.clock import wall
-from shared.errors import QueueFull
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
-from shared.messages.refs import KvRef
 from shared.messages.work import DecodeTask, PrefillTask
 from shared.model.grammar import Grammars
-from shared.runtime.hand_over import HandOver, Prefilled
+from shared.runtime.hand_over import HandOver
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -45,13 +42,7 @@ from shared.runtime.step_guard import StepGuard, not_a_number
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import PrefillMetrics
-from shared.transport.base import Segment
 from shared.transport.landing import Landing
-from shared.transport.tensors import byte_view
-
-QUEUE_FULL_RETRY_S = 0.05
-INSTANT_GATHER_BYTES = 1024 * 1024
-"""KV up to this size is gathered on the event loop: copying it takes less than a thread switch."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +77,23 @@ class PrefillStage:
         self._executor = executor
         self._scheduler = scheduler
         self._landing = landing
-        self._geometry = geometry
         self._max_held = max_held
         self._grammars = grammars
         self._metrics = links.metrics
         self._guard = StepGuard(Role.PREFILL.value)
-        self._here = hand_over
+        self._decodes_too = hand_over is not None
         self._work = hand_over.room if hand_over is not None else Signal()
         self._room = Signal()
+        self._outlet = Outlet(
+            worker,
+            links.decode_tasks,
+            executor=executor,
+            grammars=grammars,
+            geometry=geometry,
+            work=self._work,
+            room=self._room,
+            here=hand_over,
+        )
         self._pause_requested = False  # read by the compute thread between layers
 
     async def run(self, stop: Stop) -> None:
@@ -102,7 +102,7 @@ class PrefillStage:
             self._links.tasks,
             self._serve,
             stage=Role.PREFILL.value,
-            has_room=lambda: intake.num_held - self._num_answers < self._max_held,
+            has_room=lambda: intake.num_held - self._outlet.num_answers < self._max_held,
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
@@ -213,15 +213,15 @@ class PrefillStage:
     async def _serve(self, task: PrefillTask, ticket: Ticket) -> None:
         request = task.request
         # Where the answer is generated in the same blocks, there must be room for all of it.
-        can_grow = self._here is not None
-        self._scheduler.check_fits(request.max_context_tokens if can_grow else request.num_tokens)
+        longest = request.max_context_tokens if self._decodes_too else request.num_tokens
+        self._scheduler.check_fits(longest)
         job, first = await self._prefilled(request, ticket)
         assert job.blocks is not None
         if _is_finished(request, first):
             job.blocks.free()
             self._wake()
             return
-        await self._hand_over(request, job.blocks, first)
+        await self._outlet.send(request, job.blocks, first)
 
     async def _prefilled(
         self, request: RequestDescriptor, ticket: Ticket
@@ -268,97 +268,6 @@ class PrefillStage:
                 num_cached_tokens=job.num_cached_tokens,
             )
         return first
-
-    @property
-    def _num_answers(self) -> int:
-        """Tasks that are being decoded in this process: they take no room here any more."""
-        return self._here.num_answers if self._here is not None else 0
-
-    async def _hand_over(
-        self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
-    ) -> None:
-        """Decode here if there is room, else expose the KV and queue the decode task; from there
-        on the lease owns the blocks."""
-        if self._here is not None and await self._decoded_here(self._here, request, blocks, first):
-            return
-        kv = self._expose(request, blocks, first)
-        task = DecodeTask(
-            request=request,
-            kv=kv,
-            last_token_id=first.token_id,
-            next_index=request.next_index + 1,
-        )
-        try:
-            await self._queue_decode(task)
-        except BaseException:
-            self._worker.transport.revoke(kv.tensor.lease_id)
-            raise
-
-    async def _decoded_here(
-        self, here: HandOver, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
-    ) -> bool:
-        """Wait for the answer; False if the decode stage of this process has no room."""
-        try:
-            grammar = await self._grammars.open_for(request, first.token_id)
-            answer = await here.offer(
-                Prefilled(request, blocks.block_ids, first.token_id, first.next_pos, grammar)
-            )
-        except BaseException:
-            blocks.free()
-            here.room.notify()
-            raise
-        if answer is None:
-            return False
-        blocks.free()  # the answer has references of its own
-        here.num_answers += 1
-        self._room.notify()
-        try:
-            await answer
-        finally:
-            here.num_answers -= 1
-            here.room.notify()
-        return True
-
-    async def _queue_decode(self, task: DecodeTask) -> None:
-        request = task.request
-        message_id = f"{request.request_id}:{request.attempt}:decode"
-        headers = tracing.inject()
-        while True:
-            try:
-                await self._links.decode_tasks.put(task, message_id=message_id, headers=headers)
-                return
-            except QueueFull:
-                # Decoders are behind. The pinned blocks hold new prompts back meanwhile; the
-                # request's deadline bounds the wait.
-                await asyncio.sleep(QUEUE_FULL_RETRY_S)
-
-    def _expose(self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken) -> KvRef:
-        lease_id = f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}"
-
-        def released() -> None:
-            blocks.free()
-            if self._here is not None:
-                self._here.ended(lease_id)
-            self._work.notify()
-
-        block_ids, num_tokens = blocks.block_ids, request.num_tokens
-        layers = slice(0, self._geometry.num_layers)
-        num_bytes = num_tokens * self._geometry.bytes_per_token
-        segment = Segment(
-            num_bytes,
-            lambda: byte_view(self._executor.gather(block_ids, num_tokens, layers)),
-            is_instant=num_bytes <= INSTANT_GATHER_BYTES,
-        )
-        tensor = self._worker.transport.expose(
-            lease_id,
-            [segment],
-            holders=[request.request_id],
-            on_release=released,
-        )
-        if self._here is not None:
-            self._here.opened(lease_id, block_ids)
-        kv_len = (num_tokens,) * self._geometry.num_layers
-        return KvRef(tensor=tensor, kv_len=kv_len, next_pos=first.next_pos)
 
 
 def _is_finished(request: RequestDescriptor, first: FirstToken) -> bool:
