@@ -102,7 +102,7 @@ class Decoder:
         num_tokens: int = 5,
     ) -> Answers:
         """All answers, generated together."""
-        speculator = proposer and Speculator(policy or Always(num_tokens), proposer)
+        speculator = Speculator(policy or Always(num_tokens), proposer) if proposer else None
         executor = DecodeExecutor(self._model, self._kv, speculator=speculator)
         sequences = self._prefilled(asks)
         answers = Answers([[sequence.last_token_id] for sequence in sequences])

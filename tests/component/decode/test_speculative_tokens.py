@@ -153,7 +153,7 @@ class Damaged:
     def __call__(
         self, batch: ForwardBatch, kv: KvCache, *, all_positions: bool = False
     ) -> torch.Tensor:
-        logits = self._model(batch, kv, all_positions=all_positions).clone()
+        logits: torch.Tensor = self._model(batch, kv, all_positions=all_positions).clone()
         last = batch.cu_seqlens_q[1:] - 1
         read = batch.token_ids if all_positions else batch.token_ids[last]
         logits[read == self._token_id] = torch.nan
@@ -175,7 +175,10 @@ def test_output_that_is_not_finite_ends_the_same_answer_at_the_same_place(
         assert damaged.answer(pair, proposer).tokens == plain
 
 
-def test_a_grammar_is_followed_through_drafts_that_break_it_and_drafts_that_do_not() -> None:
+@pytest.mark.parametrize("ends", [True, False], ids=["stops", "goes on behind the stop token"])
+def test_a_grammar_is_followed_through_drafts_that_break_it_and_drafts_that_do_not(
+    ends: bool,
+) -> None:
     spec = ModelSpec.load(model_dir())
     model = load_language_model(model_dir(), spec, dtype="float32")
     decoder = Decoder(model, grammars=Grammars(model_dir(), spec))
@@ -186,13 +189,15 @@ def test_a_grammar_is_followed_through_drafts_that_break_it_and_drafts_that_do_n
                 temperature=temperature,
                 seed=seed,
                 max_tokens=24,
-                stop_token_ids=spec.eos_token_ids,
+                stop_token_ids=spec.eos_token_ids if ends else (),
+                logit_bias=() if ends else ((spec.eos_token_ids[0], 3.0),),
                 grammar=grammar.regex("([A-C]{2,4}-[0-9]{3}ü? ?)+"),
             ),
         )
         for seed, temperature in enumerate((0.0, 1.0, 1.0, 1.5))
     ]
     plain = decoder.answer(asks).tokens
+    assert ends or any(spec.eos_token_ids[0] in tokens[:-1] for tokens in plain)
     for proposer in (
         NgramProposer(),
         draft_model(model, model),
