@@ -10,6 +10,7 @@ BENCHES = {
     "transfer": "latency and bandwidth of pulling tensors between two processes",
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
+    "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",

@@ -128,7 +128,7 @@ class SpeculationPolicy:
         for i, state in enumerate(states):
             state.num_idle_steps = 0 if lengths[i] else state.num_idle_steps + 1
             if state.num_idle_steps >= PROBE_EVERY and most[i]:
-                lengths[i] = 1
+                lengths[i], state.num_idle_steps = 1, 0
         return lengths
 
     def observe_step(self, num_tokens: int, step_s: float) -> None:

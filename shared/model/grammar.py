@@ -56,8 +56,15 @@ class GrammarState:
         Behind a guess that the grammar does not allow everything may follow: such a guess is never
         chosen, so no row behind it counts.
         """
-        num_taken = self._matcher.try_consume_tokens(list(drafts)) if drafts else 0
-        if num_taken == len(drafts):
+        num_taken, is_allowed = 0, True
+        for token_id in drafts:
+            if token_id in self._stop_ids and self._is_complete():
+                continue  # as `append` does: an answer that goes on behind it goes on from here
+            if self._matcher.try_consume_tokens([token_id]) != 1:
+                is_allowed = False
+                break
+            num_taken += 1
+        if is_allowed:
             llguidance.numpy.fill_next_token_bitmask(self._matcher, masks, row)
         else:
             masks[row] = -1

@@ -79,3 +79,20 @@ def test_a_stage_without_workers_is_an_overload_after_a_while():
     assert isinstance(decision, GiveUp)
     assert decision.kind is FailureKind.OVERLOADED
     assert "decode" in decision.message
+
+
+def test_giving_way_uses_up_no_attempt_but_has_its_own_bound():
+    gave_way = failure(True, FailureKind.PREEMPTED)
+    for times in (0, 2, 15):
+        step = decide(POLICY, seen(attempt=times, num_preemptions=times, failure=gave_way))
+        assert isinstance(step, Resubmit)
+        assert step.trouble is Trouble.PREEMPTED
+    last = decide(POLICY, seen(attempt=16, num_preemptions=16, failure=gave_way))
+    assert isinstance(last, GiveUp)
+    assert (last.kind, "17 times" in last.message) == (FailureKind.OVERLOADED, True)
+
+
+def test_attempts_are_counted_without_those_that_gave_way():
+    worse = {"num_preemptions": 5, "last_event_s": 49, "lost_worker": "d"}
+    assert isinstance(decide(POLICY, seen(attempt=6, **worse)), Resubmit)
+    assert isinstance(decide(POLICY, seen(attempt=7, **worse)), GiveUp)

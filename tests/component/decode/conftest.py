@@ -1,0 +1,5 @@
+"""Tiny models, built once a session."""
+
+from tests.support.models import model_dir_of
+
+__all__ = ["model_dir_of"]
