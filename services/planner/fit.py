@@ -36,7 +36,8 @@ class Fit(BaseModel):
         """The relative error of each sample; rows without the leading 1."""
         predicted = np.array([self.seconds(*row) for row in rows])
         measured = np.array(seconds)
-        return np.abs(predicted - measured) / measured
+        errors: FloatArray = np.abs(predicted - measured) / measured
+        return errors
 
 
 def fit(name: str, rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> Fit:
