@@ -18,6 +18,7 @@ COMMANDS = {
     "up": ("services.launcher.up", "Start everything on this machine and serve"),
     "demo": ("services.launcher.demo", "Start everything, ask one question, stop"),
     "ask": ("services.ask.command", "Ask a running server about pictures"),
+    "plan": ("services.planner.command", "Find how many workers of which kind a load needs"),
     "gateway": ("services.gateway.__main__", "Run the HTTP gateway"),
     "encoder": ("services.encoder.__main__", "Run an encode worker"),
     "prefill": ("services.prefill.__main__", "Run a prefill worker"),
@@ -70,6 +71,8 @@ def run(command: str, arguments: list[str]) -> None:
 def missing_package(command: str, package: str) -> str:
     """Which extra to install for a package that is not there."""
     extra = "worker,ucx-cu12" if command in WORKERS else "gateway"
+    if command == "plan":
+        extra = "planner"
     return f"the package {package} is missing: pip install 'triptych[{extra}]'"
 
 

@@ -1,0 +1,58 @@
+"""What is simulated: which workers, with which limits, joined by which links. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.errors import SettingsError
+from shared.runtime.topology import Stages, parse_topology
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Seconds that a hop takes and how fast tensors travel.
+
+    `queue_hop_s` is from `put` to a waiting worker (JetStream), `token_hop_s` from a worker to the
+    gateway.
+    """
+
+    queue_hop_s: float = 0.001
+    token_hop_s: float = 0.0005
+    pull_s: float = 0.0005
+    bytes_per_s: float = 1e9
+
+    def __post_init__(self) -> None:
+        if min(self.queue_hop_s, self.token_hop_s, self.pull_s) < 0 or self.bytes_per_s <= 0:
+            raise SettingsError(f"links take 0 s or more and carry more than 0 bytes/s: {self}")
+
+    def transfer_s(self, num_bytes: float) -> float:
+        """One pull of a tensor."""
+        return self.pull_s + num_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The workers' settings of the same names; `num_blocks` is each process's KV memory."""
+
+    max_batch_patches: int = 16_384
+    max_held: int = 16
+    max_batch_tokens: int = 4096
+    chunk_tokens: int = 0
+    mixed_step_tokens: int = 256
+    max_batch: int = 64
+    num_blocks: int = 4096
+    block_size: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A topology such as `2E 1P 1D`, in which every worker has the same limits."""
+
+    topology: str
+    limits: Limits = field(default_factory=Limits)
+    links: Links = field(default_factory=Links)
+
+    @property
+    def workers(self) -> tuple[Stages, ...]:
+        """The stages of each worker. Raises `SettingsError`."""
+        return parse_topology(self.topology, "topology")

@@ -1,0 +1,95 @@
+"""How long each stage's step takes, and how large what it hands on is.
+
+In: what a step computes. Out: seconds and bytes. Read from and written to JSON. Pure: it knows
+neither the hardware nor the schedulers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from services.planner.fit import Fit, fit
+from shared.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Measured steps: what was computed, and the seconds that it took.
+
+    `encode` has (patches, seconds), `prefill` (prompt lengths, seconds), `decode` (context lengths,
+    seconds).
+    """
+
+    encode: Sequence[tuple[int, float]]
+    prefill: Sequence[tuple[Sequence[int], float]]
+    decode: Sequence[tuple[Sequence[int], float]]
+
+
+class PerformanceModel(BaseModel):
+    """encode a + b*patches; prefill a + b*sum(l) + c*sum(l^2); decode a + b*sum(context) +
+    c*batch.
+
+    `kv_bytes_per_token` and `embedding_bytes_per_patch` say how much travels between stages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encode: Fit
+    prefill: Fit
+    decode: Fit
+    kv_bytes_per_token: int = Field(ge=1)
+    embedding_bytes_per_patch: float = Field(ge=0)
+
+    @field_validator("encode", "prefill", "decode")
+    @classmethod
+    def _has_its_coefficients(cls, value: Fit, info: object) -> Fit:
+        name = getattr(info, "field_name", "")
+        expected = 2 if name == "encode" else 3
+        if len(value.coefficients) != expected or min(value.coefficients) < 0:
+            raise ValueError(f"{name} needs {expected} coefficients of at least 0")
+        return value
+
+    @classmethod
+    def of_samples(
+        cls, samples: Samples, *, kv_bytes_per_token: int, embedding_bytes_per_patch: float
+    ) -> PerformanceModel:
+        """Fit all stages. Raises `SettingsError` where there are too few samples."""
+        prefill_rows = [(sum(each), sum(n * n for n in each)) for each, _ in samples.prefill]
+        decode_rows = [(sum(each), len(each)) for each, _ in samples.decode]
+        return cls(
+            encode=fit("encode", [(n,) for n, _ in samples.encode], [s for _, s in samples.encode]),
+            prefill=fit("prefill", prefill_rows, [s for _, s in samples.prefill]),
+            decode=fit("decode", decode_rows, [s for _, s in samples.decode]),
+            kv_bytes_per_token=kv_bytes_per_token,
+            embedding_bytes_per_patch=embedding_bytes_per_patch,
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> PerformanceModel:
+        """Read what `model_dump_json` wrote. Raises `SettingsError` that names the field."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "file"
+            raise SettingsError(f"{source}: {field}: {first['msg']}") from None
+
+    def encode_s(self, num_patches: int) -> float:
+        """One pass of the tower."""
+        return self.encode.seconds(num_patches)
+
+    def prefill_s(self, slices: Iterable[tuple[int, int]]) -> float:
+        """One pass over tokens `start .. stop` of some prompts.
+
+        Attention of a slice sees all tokens before it, so its share of l^2 is stop^2 - start^2.
+        """
+        spans = list(slices)
+        num_tokens = sum(stop - start for start, stop in spans)
+        return self.prefill.seconds(num_tokens, sum(b * b - a * a for a, b in spans))
+
+    def decode_s(self, context_tokens: int, batch: int) -> float:
+        """One step of `batch` sequences with `context_tokens` tokens in all."""
+        return self.decode.seconds(context_tokens, batch)

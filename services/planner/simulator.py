@@ -1,0 +1,140 @@
+"""A cluster served by arithmetic: the services' schedulers, with fitted times for the computing.
+
+In: a cluster, a performance model, arrivals. Out: when each request's tokens came, and the memory
+that it took. The same input gives the same result. Not simulated: preprocessing, caches of
+embeddings and prefixes, speculation, `--reserve grow`, priorities, failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.planner.cluster import Cluster
+from services.planner.engine import Action, Device, TaskQueue, Timeline
+from services.planner.perf_model import PerformanceModel
+from services.planner.request import SimRequest
+from services.planner.stages import (
+    DecodeSide,
+    EncodeSide,
+    Picture,
+    Prefilled,
+    PrefillSide,
+    World,
+)
+from services.planner.workload import Arrival
+from shared.cache.block_pool import BlockPool
+from shared.errors import SettingsError
+from shared.messages.control import Role
+
+
+class MeteredPool(BlockPool):
+    """A pool that remembers the most blocks that were in use."""
+
+    peak_used = 0
+
+    def _take(self, num_blocks: int) -> tuple[int, ...]:
+        taken = super()._take(num_blocks)
+        # The taken blocks are out of the free list already.
+        self.peak_used = max(self.peak_used, self.num_used)
+        return taken
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What came of the requests, in order of arrival, and of each worker with KV blocks."""
+
+    requests: tuple[SimRequest, ...]
+    pools: tuple[MeteredPool, ...]
+    busy_s: tuple[float, ...]
+    ended_s: float
+
+    @property
+    def peak_blocks(self) -> tuple[int, ...]:
+        """The most KV blocks in use at a time, for each worker that has any."""
+        return tuple(pool.peak_used for pool in self.pools)
+
+
+class Simulation:
+    """One run. Raises `SettingsError` if pictures arrive and no worker encodes."""
+
+    def __init__(
+        self, cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]
+    ) -> None:
+        stages = cluster.workers
+        if any(each.patches for each in arrivals) and not any(Role.ENCODE in s for s in stages):
+            raise SettingsError(f"topology = {cluster.topology!r}: no worker encodes the pictures")
+        self._timeline = timeline = Timeline()
+        self._requests = tuple(SimRequest(each, i) for i, each in enumerate(arrivals))
+        hop_s = cluster.links.queue_hop_s
+        self._world = World(
+            timeline=timeline,
+            model=model,
+            limits=cluster.limits,
+            links=cluster.links,
+            pictures=TaskQueue[Picture](timeline, hop_s),
+            prompts=TaskQueue[SimRequest](timeline, hop_s),
+            prefilled=TaskQueue[Prefilled](timeline, hop_s),
+            embedded=self._embedded,
+            ended=self._ended,
+        )
+        self._devices = tuple(Device(timeline) for _ in stages)
+        self._pools: list[MeteredPool] = []
+        self._prefills: list[PrefillSide] = []
+        for worker, hosted in enumerate(stages):
+            self._build(worker, set(hosted))
+
+    def run(self) -> Simulated:
+        """Serve every request to its end."""
+        for request in self._requests:
+            self._timeline.after(request.arrival.arrival_s, self._submitter(request))
+        self._timeline.run()
+        return Simulated(
+            self._requests,
+            tuple(self._pools),
+            tuple(device.busy_s for device in self._devices),
+            self._timeline.now_s,
+        )
+
+    def _build(self, worker: int, hosted: set[Role]) -> None:
+        device, limits = self._devices[worker], self._world.limits
+        if Role.ENCODE in hosted:
+            EncodeSide(self._world, worker, device)
+        if hosted == {Role.ENCODE}:
+            return
+        pool = MeteredPool(limits.num_blocks, limits.block_size)
+        self._pools.append(pool)
+        decode = None
+        if Role.DECODE in hosted:
+            decode = DecodeSide(self._world, worker, device, pool)
+        if Role.PREFILL in hosted:
+            self._prefills.append(PrefillSide(self._world, worker, device, pool, decode))
+
+    def _submitter(self, request: SimRequest) -> Action:
+        def submit() -> None:
+            request.num_missing = len(request.arrival.patches)
+            for num_patches in request.arrival.patches:
+                self._world.pictures.put(Picture(request, num_patches))
+            self._world.prompts.put(request)
+
+        return submit
+
+    def _embedded(self, picture: Picture, worker: int) -> None:
+        def announce() -> None:
+            request = picture.request
+            request.num_missing -= 1
+            request.encoded_at.append((worker, picture.num_patches))
+            for prefill in self._prefills:
+                prefill.landed(request)
+
+        self._timeline.after(self._world.links.queue_hop_s, announce)
+
+    def _ended(self, request: SimRequest, is_refused: bool) -> None:
+        request.num_ends += 1
+        request.is_refused = is_refused
+        request.ended_s = self._timeline.now_s + self._world.links.token_hop_s
+
+
+def simulate(cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]) -> Simulated:
+    """Serve the arrivals; see `Simulation`."""
+    return Simulation(cluster, model, arrivals).run()

@@ -1,0 +1,162 @@
+"""The simulator against cases that can be computed by hand, queueing theory and its own books."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.planner.cluster import Cluster, Limits, Links
+from services.planner.fit import Fit
+from services.planner.perf_model import PerformanceModel
+from services.planner.simulator import simulate
+from services.planner.slo import Slo, parse_slo
+from services.planner.workload import Arrival, Shape, parse_trace, poisson
+from shared.errors import SettingsError
+
+MODEL = PerformanceModel(
+    encode=Fit(coefficients=(0.1, 0.001)),
+    prefill=Fit(coefficients=(0.2, 0.001, 0.0)),
+    decode=Fit(coefficients=(0.01, 0.0, 0.005)),
+    kv_bytes_per_token=1000,
+    embedding_bytes_per_patch=100,
+)
+LINKS = Links(queue_hop_s=0.01, token_hop_s=0.001, pull_s=0.002, bytes_per_s=1e6)
+FREE = Links(queue_hop_s=0.0, token_hop_s=0.0, pull_s=0.0, bytes_per_s=1e12)
+MIX = (
+    Shape("text", 200, 20),
+    Shape("image", 700, 8, (256, 128)),
+    Shape("short", 30, 1),
+)
+TOPOLOGIES = ["1E 1P 1D", "2E 1P 2D", "1EPD", "2EPD", "1E 2PD", "1EP 1D", "1ED 1P", "1PD 1D 1E"]
+
+
+def arrival(at_s: float, prompt: int, output: int, patches: tuple[int, ...] = ()) -> Arrival:
+    fields = {"arrival_s": at_s, "num_prompt_tokens": prompt, "num_output_tokens": output}
+    return Arrival.model_validate({**fields, "patches": patches})
+
+
+class TestByHand:
+    def test_a_picture_goes_through_three_workers(self) -> None:
+        done = simulate(Cluster("1E 1P 1D", links=LINKS), MODEL, [arrival(0, 100, 3, (300,))])
+        (request,) = done.requests
+        # hop, tower, announcement; then the embedding's 30 kB and the prompt.
+        first_s = (0.01 + 0.4 + 0.01) + (0.002 + 0.03) + 0.3 + 0.001
+        # hop, 100 kB of KV, two steps of one sequence.
+        assert request.ttft_s == pytest.approx(first_s)
+        assert request.ended_s == pytest.approx(first_s + 0.01 + 0.102 + 2 * 0.015)
+        assert request.tpot_s == pytest.approx((0.01 + 0.102 + 0.03) / 2)
+        assert done.peak_blocks == (7, 7)
+
+    def test_one_process_transfers_nothing(self) -> None:
+        done = simulate(
+            Cluster("1EPD", Limits(mixed_step_tokens=0), LINKS), MODEL, [arrival(0, 100, 3, (300,))]
+        )
+        (request,) = done.requests
+        assert request.ttft_s == pytest.approx(0.01 + 0.4 + 0.01 + 0.3 + 0.001)
+        assert request.tpot_s == pytest.approx(0.015)
+        assert done.peak_blocks == (7,)
+
+    def test_two_encoders_share_the_pictures_of_a_request(self) -> None:
+        one, two = (
+            simulate(Cluster(f"{n}E 1P 1D", Limits(max_batch_patches=300), FREE), MODEL, [it])
+            for n, it in ((1, arrival(0, 100, 1, (300, 300))), (2, arrival(0, 100, 1, (300, 300))))
+        )
+        assert one.requests[0].ttft_s == pytest.approx(0.4 + 0.4 + 0.3, abs=1e-6)
+        assert two.requests[0].ttft_s == pytest.approx(0.4 + 0.3, abs=1e-6)
+
+    def test_a_full_decoder_makes_the_next_answer_wait(self) -> None:
+        limits = Limits(max_batch=1, max_batch_tokens=200)
+        arrivals = [arrival(0, 100, 11), arrival(0, 100, 11)]
+        done = simulate(Cluster("1P 1D", limits, FREE), MODEL, arrivals)
+        # The first prompt is computed alone, the second during the first one's answer.
+        first, second = done.requests
+        assert first.ended_s == pytest.approx(0.3 + 10 * 0.015, abs=1e-5)
+        assert second.ttft_s == pytest.approx(0.6, abs=1e-5)
+        arrivals = [arrival(0, 100, 101), arrival(0, 100, 11)]
+        first, second = simulate(Cluster("1P 1D", limits, FREE), MODEL, arrivals).requests
+        assert first.ended_s == pytest.approx(0.3 + 1.5, abs=1e-5)
+        assert second.ended_s == pytest.approx(0.3 + 1.5 + 0.15, abs=1e-5)
+
+    def test_what_can_never_fit_is_refused(self) -> None:
+        limits = Limits(num_blocks=8)
+        arrivals = [arrival(0, 200, 2), arrival(0, 100, 60), arrival(0, 100, 2)]
+        done = simulate(Cluster("1P 1D", limits, FREE), MODEL, arrivals)
+        assert [each.is_refused for each in done.requests] == [True, True, False]
+        assert all(pool.num_used == 0 for pool in done.pools)
+
+
+def test_prompts_wait_as_in_an_m_d_1_queue() -> None:
+    service_s, load = 0.3, 0.7
+    arrivals = poisson(
+        [Shape("text", 100, 1)], rate_per_s=load / service_s, num_requests=20_000, seed=5
+    )
+    limits = Limits(max_batch_tokens=100, max_held=1_000)
+    done = simulate(Cluster("1P 1D", limits, FREE), MODEL, arrivals)
+    waits = [(each.ttft_s or 0.0) - service_s for each in done.requests]
+    expected_s = load * service_s / (2 * (1 - load))
+    assert sum(waits) / len(waits) == pytest.approx(expected_s, rel=0.08)
+    assert done.busy_s[0] == pytest.approx(20_000 * service_s)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("num_blocks", [64, 4096])
+def test_every_request_ends_once_and_the_pools_are_empty(topology: str, num_blocks: int) -> None:
+    arrivals = poisson(MIX, rate_per_s=8.0, num_requests=150, seed=1)
+    limits = Limits(num_blocks=num_blocks, max_batch=4, max_held=3)
+    done = simulate(Cluster(topology, limits, LINKS), MODEL, arrivals)
+    assert max(done.peak_blocks) > 0
+    assert [each.num_ends for each in done.requests] == [1] * 150
+    assert not any(each.is_refused for each in done.requests)
+    for pool in done.pools:
+        pool.check_invariants()
+        assert pool.num_used == 0
+        assert pool.peak_used <= num_blocks
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    def times(seed: int) -> list[tuple[float | None, float | None]]:
+        arrivals = poisson(MIX, rate_per_s=4.0, num_requests=80, seed=seed)
+        done = simulate(Cluster("1E 2PD", links=LINKS), MODEL, arrivals)
+        return [(each.ttft_s, each.ended_s) for each in done.requests]
+
+    assert times(7) == times(7)
+    assert times(7) != times(8)
+
+
+def test_pictures_need_an_encoder() -> None:
+    with pytest.raises(SettingsError, match=r"topology = '1P 1D': no worker encodes"):
+        simulate(Cluster("1P 1D"), MODEL, [arrival(0, 10, 1, (4,))])
+
+
+class TestInputs:
+    def test_a_trace_is_read_in_order_of_arrival(self) -> None:
+        lines = [
+            '{"arrival_s": 2, "num_prompt_tokens": 5, "num_output_tokens": 1, "class": "text"}',
+            "",
+            '{"arrival_s": 1, "num_prompt_tokens": 9, "num_output_tokens": 2, "patches": [4, 8]}',
+        ]
+        first, second = parse_trace(lines, "t")
+        assert (first.patches, first.kind, second.kind) == ((4, 8), "all", "text")
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("{}", "t:1: arrival_s: Field required"),
+            ('{"arrival_s": -1, "num_prompt_tokens": 1, "num_output_tokens": 1}', "t:1: arrival_s"),
+            ("nonsense", "t:1: line: Invalid JSON"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, line: str, told: str) -> None:
+        with pytest.raises(SettingsError, match=told):
+            parse_trace([line], "t")
+
+    def test_an_empty_trace_is_refused(self) -> None:
+        with pytest.raises(SettingsError, match="holds no request"):
+            parse_trace([], "t")
+
+    def test_an_slo_is_parsed(self) -> None:
+        assert parse_slo("ttft=2, tpot=0.05") == Slo(2.0, 0.05)
+
+    @pytest.mark.parametrize("text", ["", "ttft=2", "ttft=2,tpot=x", "ttft=0,tpot=1", "ttft=nan"])
+    def test_a_bad_slo_is_told(self, text: str) -> None:
+        with pytest.raises(SettingsError, match="--slo = "):
+            parse_slo(text)
