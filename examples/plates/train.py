@@ -1,5 +1,5 @@
-"""Trains the demo model from nothing on one CPU core: `python -m examples.plates.train --out DIR
---minutes 75`.
+"""Trains the demo model, from nothing or on from a model folder: `python -m examples.plates.train
+--out DIR --minutes 75`.
 
 The clock decides the schedule: learning rate and diet follow the share of `--minutes` that has
 passed, so a slow or busy machine sees fewer samples but still finishes. A run that was stopped goes
