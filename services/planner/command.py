@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -102,7 +102,7 @@ def parse(argv: Sequence[str]) -> Question:
         raise SettingsError(f"--workers = {given.workers}: at most {MAX_WORKERS} are allowed")
     if not (math.isfinite(given.beta) and given.beta >= 0):
         raise SettingsError(f"--beta = {given.beta}: should be 0 or more")
-    if not (math.isfinite(given.bytes_per_s) and given.bytes_per_s > 0):
+    if given.bytes_per_s is not None and not 0 < given.bytes_per_s < math.inf:
         raise SettingsError(f"--bytes-per-s = {given.bytes_per_s}: should be above 0")
     arrivals = read_trace(given.trace)
     if not math.isfinite(rate_of(arrivals)):
@@ -114,13 +114,14 @@ def parse(argv: Sequence[str]) -> Question:
         for max_batch in sorted(set(given.max_batch))
         for max_batch_tokens in sorted(set(given.max_batch_tokens))
     )
+    model = _read_profile(given.profile)
     return Question(
         arrivals=arrivals,
-        model=_read_profile(given.profile),
+        model=model,
         slo=parse_slo(given.slo),
         space=space,
         num_blocks=given.kv_blocks,
-        links=Links(bytes_per_s=given.bytes_per_s),
+        links=_links(model, given.bytes_per_s),
         beta=given.beta,
         num_trials=given.trials,
         seed=given.seed,
@@ -144,10 +145,16 @@ def _parser() -> Parser:
     add("--max-batch", type=int, nargs="+", default=[64], help="sequences to try [default 64]")
     add("--max-batch-tokens", type=int, nargs="+", default=[4096], help="to try [default 4096]")
     add("--kv-blocks", type=int, default=4096, help="of 16 tokens per process [default 4096]")
-    add("--bytes-per-s", type=float, default=1e9, help="between workers [default 1e9]")
+    add("--bytes-per-s", type=float, help="between workers [default: as the profile says]")
     add("--trials", type=int, default=64, help="plans to simulate at most [default 64]")
     add("--seed", type=int, default=0, help="of the search [default 0]")
     return parser
+
+
+def _links(model: PerformanceModel, bytes_per_s: float | None) -> Links:
+    """Those of the profile, else usual ones; the network between workers may be another."""
+    links = model.links or Links()
+    return links if bytes_per_s is None else replace(links, bytes_per_s=bytes_per_s)
 
 
 def _read_profile(path: Path) -> PerformanceModel:

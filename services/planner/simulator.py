@@ -1,8 +1,8 @@
 """A cluster served by arithmetic: the services' schedulers, with fitted times for the computing.
 
 In: a cluster, a performance model, arrivals. Out: when each request's tokens came, and the memory
-that it took. The same input gives the same result. Not simulated: preprocessing, caches of
-embeddings and prefixes, speculation, `--reserve grow`, priorities, failures.
+that it took. The same input gives the same result. Not simulated: caches of embeddings and
+prefixes, speculation, `--reserve grow`, priorities, failures.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.planner.cluster import Cluster
+from services.planner.decode_side import DecodeSide
+from services.planner.encode_side import EncodeSide
 from services.planner.engine import Action, Device, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
+from services.planner.prefill_side import PrefillSide
 from services.planner.request import SimRequest
-from services.planner.stages import (
-    DecodeSide,
-    EncodeSide,
-    Picture,
-    Prefilled,
-    PrefillSide,
-    World,
-)
 from services.planner.workload import Arrival
+from services.planner.world import Picture, Prefilled, World
 from shared.cache.block_pool import BlockPool
 from shared.errors import SettingsError
 from shared.messages.control import Role
@@ -87,7 +83,7 @@ class Simulation:
     def run(self) -> Simulated:
         """Serve every request to its end."""
         for request in self._requests:
-            self._timeline.after(request.arrival.arrival_s, self._submitter(request))
+            self._timeline.after(self._submitted_s(request), self._submitter(request))
         self._timeline.run()
         return Simulated(
             self._requests,
@@ -109,6 +105,11 @@ class Simulation:
             decode = DecodeSide(self._world, worker, device, pool)
         if Role.PREFILL in hosted:
             self._prefills.append(PrefillSide(self._world, worker, device, pool, decode))
+
+    def _submitted_s(self, request: SimRequest) -> float:
+        """When the gateway has read a request and stored its pictures, all at a time."""
+        links, arrival = self._world.links, request.arrival
+        return arrival.arrival_s + links.gateway_s + (links.store_s if arrival.patches else 0.0)
 
     def _submitter(self, request: SimRequest) -> Action:
         def submit() -> None:
