@@ -19,6 +19,10 @@ COMMANDS = {
     "demo": ("services.launcher.demo", "Start everything, ask one question, stop"),
     "ask": ("services.ask.command", "Ask a running server about pictures"),
     "plan": ("services.planner.command", "Find how many workers of which kind a load needs"),
+    "profile": (
+        "services.planner.profiling.command",
+        "Measure how long a model's steps take on this machine",
+    ),
     "gateway": ("services.gateway.__main__", "Run the HTTP gateway"),
     "encoder": ("services.encoder.__main__", "Run an encode worker"),
     "prefill": ("services.prefill.__main__", "Run a prefill worker"),
@@ -27,7 +31,7 @@ COMMANDS = {
 }
 """Name -> (module with `main(argv) -> None`, what it does)."""
 
-WORKERS = ("encoder", "prefill", "decode", "worker")
+WORKERS = ("profile", "encoder", "prefill", "decode", "worker")
 
 EXAMPLES = """\
 examples:
