@@ -23,6 +23,10 @@ COMMANDS = {
         "services.planner.profiling.command",
         "Measure how long a model's steps take on this machine",
     ),
+    "planner": (
+        "services.planner.online.command",
+        "Watch a running system and switch workers between stages",
+    ),
     "gateway": ("services.gateway.__main__", "Run the HTTP gateway"),
     "encoder": ("services.encoder.__main__", "Run an encode worker"),
     "prefill": ("services.prefill.__main__", "Run a prefill worker"),

@@ -1,0 +1,271 @@
+"""The simulator against the running system: the share of good requests at three rates.
+
+Starts every service on the demo model. First single requests on the idle system: what the profile
+does not hold (HTTP, tokenising, the client) is set so that these come out right, and the limits are
+multiples of what they took. Then, at each rate, the same requests at the same times are sent over
+HTTP and simulated. Every prompt and picture is new, so that no cache answers. The compute is
+real: measured by `triptych profile`, and done by the workers. Other load on the machine falsifies
+results: its share is printed. Prints the largest difference in points last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import track
+
+from bench.accuracy import png
+from bench.client import chat_body, stream
+from bench.processes import ForeignLoad
+from bench.prompts import PromptMaker
+from bench.server import running_server
+from examples.plates.draw import draw
+from examples.plates.specs import plate_spec
+from services.planner.cluster import Cluster, Limits, Links
+from services.planner.goodput import at_rate, goodput, rate_of
+from services.planner.perf_model import PerformanceModel
+from services.planner.profiling.command import profile
+from services.planner.profiling.settings import ProfileSettings
+from services.planner.simulator import simulate
+from services.planner.slo import Slo
+from services.planner.workload import Arrival, Shape, poisson
+from shared.demo import model_dir
+from shared.messages.descriptor import SamplingParams
+from shared.runtime.settings import ComputeSettings
+
+MODEL = "bench"
+KINDS = (Shape("text", 1, 24), Shape("image", 1, 12, weight=1.0))
+"""Lengths of prompts are those of the real requests."""
+NUM_WORDS = 60
+SHARES = (0.5, 0.85, 1.1)
+"""Of the simulated goodput: few wait, many wait, too many come."""
+MAX_CLIENTS = 128
+KV_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent, and what it costs."""
+
+    body: dict[str, Any]
+    arrival: Arrival
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds to the first token and for each after it; infinite where the request failed."""
+
+    ttft_s: float
+    tpot_s: float
+
+    def is_good(self, slo: Slo) -> bool:
+        """Whether both limits are kept."""
+        return self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
+
+
+FAILED = Outcome(float("inf"), float("inf"))
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m bench planner_accuracy", description=__doc__)
+    parser.add_argument("--profile", type=Path, help="of the demo model with 1 thread (measured)")
+    parser.add_argument("--topology", default="1EPD", help="workers (1EPD)")
+    parser.add_argument("--requests", type=int, default=200, help="at each rate (200)")
+    parser.add_argument("--idle-requests", type=int, default=15, help="single, of each kind (15)")
+    parser.add_argument("--seed", type=int, default=0, help="of the requests (0)")
+    options = parser.parse_args()
+    model = read_profile(options.profile)
+    maker = RequestMaker(options.seed)
+    limits = Limits(num_blocks=KV_BYTES // (16 * model.kv_bytes_per_token))
+    cluster = Cluster(options.topology, limits, model.links or Links())
+    os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)
+    arguments = ["--model", str(model_dir()), "--served-name", MODEL, "--threads", "1"]
+    with (
+        running_server([*arguments, "--topology", options.topology]) as url,
+        httpx.Client(timeout=300.0, limits=httpx.Limits(max_connections=None)) as client,
+    ):
+        idle = measure_idle(client, url, maker, options.idle_requests)
+        cluster, slo = calibrated(cluster, model, idle)
+        print(f"limits: TTFT {slo.ttft_s * 1e3:.0f} ms, TPOT {slo.tpot_s * 1e3:.1f} ms")
+        print(f"links: {cluster.links}")
+        load = maker.load(options.requests, 1.0)
+        arrivals = [each.arrival for each in load]
+        stretch = goodput(cluster, model, arrivals, slo) / rate_of(arrivals)
+        differences = [
+            compare(client, url, cluster, model, slo, maker.load(options.requests, stretch * share))
+            for share in SHARES
+        ]
+    print(f"largest difference of attainment: {max(differences):.1f} points")
+
+
+def read_profile(path: Path | None) -> PerformanceModel:
+    """From the file, or measured now."""
+    if path is not None:
+        return PerformanceModel.from_json(path.read_text(encoding="utf-8"), str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ProfileSettings(
+            out=Path(folder) / "profile.json", compute=ComputeSettings(threads=1)
+        )
+        return profile(settings, Console())
+
+
+class RequestMaker:
+    """New requests, with the tokens and patches that the gateway will count."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._draw = random.Random(seed)
+        self._prompts = PromptMaker(model_dir())
+
+    def make(self, shape: Shape, at_s: float) -> Request:
+        """One request of this kind."""
+        words = " ".join(str(self._draw.randrange(10_000)) for _ in range(NUM_WORDS))
+        pictures: list[bytes] = []
+        if shape.kind == "image":
+            words = words[:20]
+            pictures = [png(draw(plate_spec(self._draw, self._draw.randrange(10_000))))]
+        question = f"{words} What number is on the plate?"
+        built = self._prompts.request(pictures, question, SamplingParams(max_tokens=1))
+        arrival = Arrival.model_validate(
+            {
+                "arrival_s": at_s,
+                "num_prompt_tokens": built.num_tokens,
+                "num_output_tokens": shape.num_output_tokens,
+                "patches": [t * h * w for t, h, w in (item.grid_thw for item in built.media)],
+                "class": shape.kind,
+            }
+        )
+        tokens = shape.num_output_tokens
+        body = chat_body(
+            MODEL, pictures, question, temperature=0, max_tokens=tokens, ignore_eos=True
+        )
+        return Request(body, arrival)
+
+    def load(self, num_requests: int, rate_per_s: float) -> list[Request]:
+        """Requests at about this rate, at random times that are the same but for their scale."""
+        kinds = {shape.kind: shape for shape in KINDS}
+        times = at_rate(
+            poisson(KINDS, rate_per_s=1.0, num_requests=num_requests, seed=self._seed), rate_per_s
+        )
+        return [self.make(kinds[each.kind], each.arrival_s) for each in times]
+
+
+def ask(client: httpx.Client, url: str, request: Request) -> Outcome:
+    """One streamed answer."""
+    try:
+        timed = stream(client, url, request.body)
+    except (RuntimeError, httpx.HTTPError):
+        return FAILED
+    return Outcome(timed.ttft_s, sum(timed.gaps_s) / max(1, timed.num_tokens - 1))
+
+
+def measure_idle(
+    client: httpx.Client, url: str, maker: RequestMaker, count: int
+) -> dict[str, list[tuple[Request, Outcome]]]:
+    """Single requests, one after the other; the first ones warm up and do not count."""
+    found: dict[str, list[tuple[Request, Outcome]]] = {shape.kind: [] for shape in KINDS}
+    for number in track(range(count + 3), "single requests"):
+        for shape in KINDS:
+            request = maker.make(shape, 0.0)
+            outcome = ask(client, url, request)
+            if number >= 3:
+                found[shape.kind].append((request, outcome))
+    return found
+
+
+def calibrated(
+    cluster: Cluster, model: PerformanceModel, idle: dict[str, list[tuple[Request, Outcome]]]
+) -> tuple[Cluster, Slo]:
+    """The cluster with its fixed times set by single requests, and limits that suit it."""
+    for _ in range(2):  # the step's time is part of the first token's
+        links = cluster.links
+        text, image = (_residuals(cluster, model, idle[shape.kind]) for shape in KINDS)
+        links = replace(links, step_s=max(0.0, links.step_s + text.tpot_s))
+        links = replace(links, gateway_s=max(0.0, links.gateway_s + text.ttft_s))
+        # A picture's file goes through the store twice.
+        late_s = image.ttft_s - text.ttft_s
+        links = replace(links, store_s=max(0.0, links.store_s + late_s / 2))
+        cluster = replace(cluster, links=links)
+    image_s = statistics.median(outcome.ttft_s for _, outcome in idle["image"])
+    token_s = statistics.median(outcome.tpot_s for _, outcome in idle["text"])
+    return cluster, Slo(4 * image_s, 3 * token_s)
+
+
+def _residuals(
+    cluster: Cluster, model: PerformanceModel, idle: Sequence[tuple[Request, Outcome]]
+) -> Outcome:
+    """Median of measured minus simulated, of single requests."""
+    ttfts, tpots = [], []
+    for request, outcome in idle:
+        (alone,) = simulate(cluster, model, [request.arrival]).requests
+        assert alone.ttft_s is not None
+        assert alone.tpot_s is not None
+        ttfts.append(outcome.ttft_s - alone.ttft_s)
+        tpots.append(outcome.tpot_s - alone.tpot_s)
+    return Outcome(statistics.median(ttfts), statistics.median(tpots))
+
+
+def compare(
+    client: httpx.Client,
+    url: str,
+    cluster: Cluster,
+    model: PerformanceModel,
+    slo: Slo,
+    load: Sequence[Request],
+) -> float:
+    """Serve and simulate the same load; prints a line and returns the difference in points."""
+    rate = rate_of([each.arrival for each in load])
+    foreign = ForeignLoad()
+    served = send(client, url, load)
+    share = foreign.share()
+    done = simulate(cluster, model, [each.arrival for each in load]).requests
+    simulated = [Outcome(each.ttft_s or 0.0, each.tpot_s or 0.0) for each in done]
+    real, told = (
+        100 * statistics.mean(each.is_good(slo) for each in side) for side in (served, simulated)
+    )
+    medians = [
+        f"{1e3 * statistics.median(getattr(each, field) for each in side):.0f}"
+        for field in ("ttft_s", "tpot_s")
+        for side in (served, simulated)
+    ]
+    print(
+        f"{rate:6.2f}/s  attained: served {real:5.1f} %  simulated {told:5.1f} %  "
+        f"median ms: TTFT {medians[0]} / {medians[1]}, TPOT {medians[2]} / {medians[3]}  "
+        f"failed {sum(each is FAILED for each in served)}  others' CPU {share:.2f}",
+        flush=True,
+    )
+    return abs(real - told)
+
+
+def send(client: httpx.Client, url: str, load: Sequence[Request]) -> list[Outcome]:
+    """Every request at its time, whether or not those before it have ended."""
+    begin_s = time.perf_counter() + 0.2
+
+    def one(request: Request) -> Outcome:
+        threading.Event().wait(max(0.0, begin_s + request.arrival.arrival_s - time.perf_counter()))
+        started_s = time.perf_counter()
+        outcome = ask(client, url, request)
+        # A client that was late must not make the server look early.
+        late_s = max(0.0, started_s - begin_s - request.arrival.arrival_s)
+        return replace(outcome, ttft_s=outcome.ttft_s + late_s) if outcome is not FAILED else FAILED
+
+    with ThreadPoolExecutor(MAX_CLIENTS) as pool:
+        return list(track(pool.map(one, load), "serving", total=len(load), transient=True))
+
+
+if __name__ == "__main__":
+    main()
