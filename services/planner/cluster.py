@@ -16,7 +16,8 @@ class Links:
     `queue_hop_s` is from `put` to a waiting worker (JetStream), `token_hop_s` from a worker to the
     gateway, `pull_s` what a transfer takes beside its bytes, `store_s` one picture into the media
     store or out of it, `step_s` what a worker does around a step (the way to the compute thread and
-    back, telling the gateway), `gateway_s` from a request's arrival to its tasks.
+    back, telling the gateway), `gateway_s` from a request's arrival to its tasks, `token_s` what
+    the gateway does with one token, which delays only those that share its cores.
     """
 
     queue_hop_s: float = 0.001
@@ -26,6 +27,7 @@ class Links:
     store_s: float = 0.0
     step_s: float = 0.0
     gateway_s: float = 0.0
+    token_s: float = 0.0
 
     def __post_init__(self) -> None:
         seconds = [value for name, value in asdict(self).items() if name != "bytes_per_s"]
@@ -54,11 +56,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A topology such as `2E 1P 1D`, in which every worker has the same limits."""
+    """A topology such as `2E 1P 1D`, in which every worker has the same limits.
+
+    `num_cores` is 0 where every worker has a device of its own; else the workers compute on so many
+    cores of one machine, and share them with the gateway.
+    """
 
     topology: str
     limits: Limits = field(default_factory=Limits)
     links: Links = field(default_factory=Links)
+    num_cores: int = 0
 
     @property
     def workers(self) -> tuple[Stages, ...]:

@@ -56,6 +56,7 @@ class Question:
     slo: Slo
     space: tuple[Choice, ...]
     num_blocks: int
+    num_cores: int
     links: Links
     beta: float
     num_trials: int
@@ -71,7 +72,7 @@ class Question:
             max_batch_tokens=choice.max_batch_tokens,
             num_blocks=self.num_blocks,
         )
-        return Cluster(choice.topology, limits, self.links)
+        return Cluster(choice.topology, limits, self.links, self.num_cores)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -143,6 +144,8 @@ def parse(argv: Sequence[str]) -> Question:
             raise SettingsError(f"--{name.replace('_', '-')} = {value}: should be at least 1")
     if given.workers > MAX_WORKERS:
         raise SettingsError(f"--workers = {given.workers}: at most {MAX_WORKERS} are allowed")
+    if given.cores < 0:
+        raise SettingsError(f"--cores = {given.cores}: should be 0 or more")
     if not (math.isfinite(given.beta) and given.beta >= 0):
         raise SettingsError(f"--beta = {given.beta}: should be 0 or more")
     if given.bytes_per_s is not None and not 0 < given.bytes_per_s < math.inf:
@@ -169,6 +172,7 @@ def parse(argv: Sequence[str]) -> Question:
         slo=parse_slo(given.slo),
         space=space,
         num_blocks=given.kv_blocks,
+        num_cores=given.cores,
         links=_links(model, given.bytes_per_s),
         beta=given.beta,
         num_trials=given.trials,
@@ -196,6 +200,7 @@ def _parser() -> Parser:
     add("--max-batch", type=int, nargs="+", default=[64], help="sequences to try [default 64]")
     add("--max-batch-tokens", type=int, nargs="+", default=[4096], help="to try [default 4096]")
     add("--kv-blocks", type=int, default=4096, help="of 16 tokens per process [default 4096]")
+    add("--cores", type=int, default=0, help="that all workers share; 0: a device each [default 0]")
     add("--bytes-per-s", type=float, help="between workers [default: as the profile says]")
     add("--trials", type=int, default=64, help="plans to simulate at most [default 64]")
     add("--seed", type=int, default=0, help="of the search [default 0]")

@@ -112,6 +112,7 @@ class DecodeSide:
     def _end(self, batch: tuple[Sequence, ...]) -> None:
         self._in_step = False
         self._scheduler.end_step()
+        self._world.tell(len(batch))
         has_room = False
         for sequence in batch:
             # As `Sequence.append`, without the messages that it makes for the gateway.

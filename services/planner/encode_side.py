@@ -25,7 +25,7 @@ class EncodeSide:
         world = self._world
         # Fetched and preprocessed beside the device, each picture in a thread of its own.
         ready_s = world.links.store_s + world.model.preprocess_s(picture.num_patches)
-        world.timeline.after(ready_s, lambda: self._ready(picture))
+        world.host.run(ready_s, lambda: self._ready(picture))
         if self._num_held < world.limits.max_held:
             world.pictures.take(self._taken)
 

@@ -101,6 +101,7 @@ class PrefillSide:
     def _end(self, batch: PrefillBatch[SimRequest]) -> None:
         self._in_step = False
         self._scheduler.end_step(batch)
+        self._world.tell(sum(each.is_last for each in batch))
         for each in batch:
             if not each.is_last:
                 continue

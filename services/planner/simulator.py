@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.planner.cluster import Cluster
 from services.planner.decode_side import DecodeSide
 from services.planner.encode_side import EncodeSide
-from services.planner.engine import Action, Device, TaskQueue, Timeline
+from services.planner.engine import Action, Device, Host, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
 from services.planner.prefill_side import PrefillSide
 from services.planner.request import SimRequest
@@ -63,8 +63,10 @@ class Simulation:
         self._timeline = timeline = Timeline()
         self._requests = tuple(SimRequest(each, i) for i, each in enumerate(arrivals))
         hop_s = cluster.links.queue_hop_s
+        self._host = host = Host(timeline, cluster.num_cores)
         self._world = World(
             timeline=timeline,
+            host=host,
             model=model,
             limits=cluster.limits,
             links=cluster.links,
@@ -74,7 +76,7 @@ class Simulation:
             embedded=self._embedded,
             ended=self._ended,
         )
-        self._devices = tuple(Device(timeline) for _ in stages)
+        self._devices = tuple(Device(host) for _ in stages)
         self._pools: list[MeteredPool] = []
         self._prefills: list[PrefillSide] = []
         for worker, hosted in enumerate(stages):
@@ -83,7 +85,7 @@ class Simulation:
     def run(self) -> Simulated:
         """Serve every request to its end."""
         for request in self._requests:
-            self._timeline.after(self._submitted_s(request), self._submitter(request))
+            self._timeline.after(request.arrival.arrival_s, self._ingester(request))
         self._timeline.run()
         return Simulated(
             self._requests,
@@ -106,10 +108,11 @@ class Simulation:
         if Role.PREFILL in hosted:
             self._prefills.append(PrefillSide(self._world, worker, device, pool, decode))
 
-    def _submitted_s(self, request: SimRequest) -> float:
-        """When the gateway has read a request and stored its pictures, all at a time."""
-        links, arrival = self._world.links, request.arrival
-        return arrival.arrival_s + links.gateway_s + (links.store_s if arrival.patches else 0.0)
+    def _ingester(self, request: SimRequest) -> Action:
+        """The gateway reads a request and stores its pictures, all at a time."""
+        links = self._world.links
+        seconds = links.gateway_s + (links.store_s if request.arrival.patches else 0.0)
+        return lambda: self._host.run(seconds, self._submitter(request))
 
     def _submitter(self, request: SimRequest) -> Action:
         def submit() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.planner.cluster import Limits, Links
-from services.planner.engine import Action, Device, TaskQueue, Timeline
+from services.planner.engine import Action, Device, Host, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
 from services.planner.request import SimRequest
 from shared.cache.block_pool import BlockHandle
@@ -50,6 +50,7 @@ class World:
     """What all stages share."""
 
     timeline: Timeline
+    host: Host
     model: PerformanceModel
     limits: Limits
     links: Links
@@ -61,4 +62,13 @@ class World:
 
     def compute(self, device: Device, seconds: float, done: Action) -> None:
         """One step of a stage: the device's time, then what its process needs around it."""
-        device.compute(seconds, lambda: self.timeline.after(self.links.step_s, done))
+        device.compute(seconds, lambda: self.host.run(self.links.step_s, done))
+
+    def tell(self, num_tokens: int) -> None:
+        """The gateway passes tokens on: nobody here waits for it, but it may share the cores."""
+        if self.host.is_shared and num_tokens and self.links.token_s:
+            self.host.run(self.links.token_s * num_tokens, _nothing)
+
+
+def _nothing() -> None:
+    pass

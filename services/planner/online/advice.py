@@ -39,15 +39,14 @@ class Advices:
 def advise(
     policy: Policy, advices: Advices, observed: Observation, now_s: float, *, max_workers: int
 ) -> Advices:
-    """The advice after this look. A stage that nobody has hosted or asked for stays without."""
+    """The advice after this look. A cluster that has encoded nothing so far needs no encoder."""
     demand = demands(observed, policy.targets)
     present = capacities(observed.workers)
     found = {}
     for stage in STAGES:
-        known = advices.of.get(stage)
-        before = known or Advice(math.ceil(present[stage]))
+        before = advices.of.get(stage) or Advice(math.ceil(present[stage]))
         needed = min(max_workers, math.ceil(demand[stage]))
-        if known is not None or present[stage] or needed:
+        if stage is not Role.ENCODE or before.count or present[stage]:
             needed = max(1, needed)
         found[stage] = _changed(policy, before, needed, demand[stage], now_s)
     return Advices(found)

@@ -79,6 +79,7 @@ def test_stages_with_workers_of_their_own_are_scaled() -> None:
     [
         (["--workers", "0"], "--workers = 0: should be at least 1"),
         (["--workers", "99"], "--workers = 99: at most 16 are allowed"),
+        (["--cores", "-1"], "--cores = -1: should be 0 or more"),
         (["--beta", "-1"], "--beta = -1.0: should be 0 or more"),
         (["--slo", "ttft=2"], "both ttft and tpot are needed"),
         (["--profile", "/none"], "--profile = /none: cannot be read"),

@@ -54,6 +54,8 @@ def test_fewer_are_wanted_only_after_a_while_without_a_break() -> None:
 def test_a_stage_that_a_cluster_does_without_stays_without() -> None:
     advices = look(Advices(), seen("1P 1D"), 0.0)
     assert advices.counts == {E: 0, P: 1, D: 1}
+    advices = look(advices, seen("1P 1D"), 0.5)
+    assert advices.counts == {E: 0, P: 1, D: 1}
     assert look(advices, seen("1P 1D", e=1), 1.0).counts[E] == 1
 
 

@@ -62,6 +62,27 @@ class TestByHand:
         assert request.ttft_s == pytest.approx(first_s)
         assert request.tpot_s == pytest.approx((plain.tpot_s or 0.0) + 0.004)
 
+    def test_workers_on_one_core_share_it(self) -> None:
+        arrivals = [arrival(0, 100, 1), arrival(0, 100, 1)]
+        limits = Limits(max_batch_tokens=100)
+        apart, together, two = (
+            simulate(Cluster("2P 1D", limits, FREE, num_cores), MODEL, arrivals)
+            for num_cores in (0, 1, 2)
+        )
+        assert [each.ttft_s for each in apart.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
+        assert [each.ttft_s for each in together.requests] == pytest.approx([0.6, 0.6], abs=1e-5)
+        assert [each.ttft_s for each in two.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
+
+    def test_the_gateways_work_slows_down_those_on_its_core(self) -> None:
+        links = replace(FREE, token_s=0.01)
+        (alone,) = simulate(Cluster("1PD", links=links), MODEL, [arrival(0, 100, 3)]).requests
+        (shared,) = simulate(
+            Cluster("1PD", links=links, num_cores=1), MODEL, [arrival(0, 100, 3)]
+        ).requests
+        assert alone.tpot_s == pytest.approx(0.015, abs=1e-5)
+        # Each token's 0.01 s run beside the next step's 0.015 s, at half the speed for 0.02 s.
+        assert shared.tpot_s == pytest.approx(0.025, abs=1e-5)
+
     def test_one_process_transfers_nothing(self) -> None:
         done = simulate(
             Cluster("1EPD", Limits(mixed_step_tokens=0), LINKS), MODEL, [arrival(0, 100, 3, (300,))]
