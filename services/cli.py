@@ -79,7 +79,7 @@ def run(command: str, arguments: list[str]) -> None:
 def missing_package(command: str, package: str) -> str:
     """Which extra to install for a package that is not there."""
     extra = "worker,ucx-cu12" if command in WORKERS else "gateway"
-    if command == "plan":
+    if command in ("plan", "planner"):
         extra = "planner"
     return f"the package {package} is missing: pip install 'triptych[{extra}]'"
 
