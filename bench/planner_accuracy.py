@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import tempfile
 import threading
@@ -24,36 +23,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.progress import track
 
-from bench.accuracy import png
-from bench.client import chat_body, stream
+from bench.client import stream
+from bench.planner_requests import KINDS, MODEL, Request, RequestMaker
 from bench.processes import ForeignLoad
-from bench.prompts import PromptMaker
 from bench.server import running_server
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.launcher.stack import num_cores
 from services.planner.cluster import Cluster, Limits, Links
-from services.planner.goodput import at_rate, goodput, rate_of
+from services.planner.goodput import goodput, rate_of
 from services.planner.perf_model import PerformanceModel
 from services.planner.profiling.command import profile
 from services.planner.profiling.settings import ProfileSettings
 from services.planner.simulator import simulate
 from services.planner.slo import Slo
-from services.planner.workload import Arrival, Shape, poisson
 from shared.demo import model_dir
-from shared.messages.descriptor import SamplingParams
 from shared.runtime.settings import ComputeSettings
 
-MODEL = "bench"
-KINDS = (Shape("text", 1, 24), Shape("image", 1, 12, weight=1.0))
-"""Lengths of prompts are those of the real requests."""
-NUM_WORDS = 60
 SHARES = (0.5, 0.85, 1.1)
 """Of the simulated goodput: few wait, many wait, too many come."""
 MAX_CLIENTS = 128
@@ -62,14 +51,6 @@ NUM_BURSTS = 5
 NUM_ROUNDS = 12
 """Of setting the fixed times."""
 KV_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is sent, and what it costs."""
-
-    body: dict[str, Any]
-    arrival: Arrival
 
 
 @dataclass(frozen=True)
@@ -136,47 +117,6 @@ def read_profile(path: Path | None) -> PerformanceModel:
             out=Path(folder) / "profile.json", compute=ComputeSettings(threads=1)
         )
         return profile(settings, Console())
-
-
-class RequestMaker:
-    """New requests, with the tokens and patches that the gateway will count."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._draw = random.Random(seed)
-        self._prompts = PromptMaker(model_dir())
-
-    def make(self, shape: Shape, at_s: float) -> Request:
-        """One request of this kind."""
-        words = " ".join(str(self._draw.randrange(10_000)) for _ in range(NUM_WORDS))
-        pictures: list[bytes] = []
-        if shape.kind == "image":
-            words = words[:20]
-            pictures = [png(draw(plate_spec(self._draw, self._draw.randrange(10_000))))]
-        question = f"{words} What number is on the plate?"
-        built = self._prompts.request(pictures, question, SamplingParams(max_tokens=1))
-        arrival = Arrival.model_validate(
-            {
-                "arrival_s": at_s,
-                "num_prompt_tokens": built.num_tokens,
-                "num_output_tokens": shape.num_output_tokens,
-                "patches": [t * h * w for t, h, w in (item.grid_thw for item in built.media)],
-                "class": shape.kind,
-            }
-        )
-        tokens = shape.num_output_tokens
-        body = chat_body(
-            MODEL, pictures, question, temperature=0, max_tokens=tokens, ignore_eos=True
-        )
-        return Request(body, arrival)
-
-    def load(self, num_requests: int, rate_per_s: float) -> list[Request]:
-        """Requests at about this rate, at random times that are the same but for their scale."""
-        kinds = {shape.kind: shape for shape in KINDS}
-        times = at_rate(
-            poisson(KINDS, rate_per_s=1.0, num_requests=num_requests, seed=self._seed), rate_per_s
-        )
-        return [self.make(kinds[each.kind], each.arrival_s) for each in times]
 
 
 def ask(client: httpx.Client, url: str, request: Request) -> Outcome:
