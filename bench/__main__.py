@@ -15,6 +15,8 @@ BENCHES = {
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",
+    "optimizer": "goodput of the planner's choice against random configurations, simulated",
+    "planner_accuracy": "the planner's simulator against the running system at three rates",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 
@@ -25,7 +27,7 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
-            print(f"  {bench:<14}{meaning}")
+            print(f"  {bench:<18}{meaning}")
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()
