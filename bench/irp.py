@@ -1,4 +1,4 @@
-"""Intra-request parallel encoding: TTFT of requests with many pictures, spread over encoders or not.
+"""Intra-request parallel encoding: TTFT of requests with many pictures, with and without it.
 
 Compute is a delay: encode, prefill and decode take what a model of 7.6 billion weights takes on one
 A100 (`bench/delayed/profiles.py`). Gateway, NATS, schedulers, preprocessing and UCX are real.

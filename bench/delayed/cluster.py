@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.delayed.profiles import SCALED_SETTINGS
 from bench.processes import free_port
 from services.launcher import nats_server
 from services.planner.perf_model import PerformanceModel
@@ -65,7 +66,7 @@ def delayed_cluster(
         profile = folder / "profile.json"
         profile.write_text(timing.model_dump_json(), encoding="utf-8")
         nats = nats_server.prepare(folder)
-        environment = {**_base_environment(), **(settings or {})}
+        environment = {**_base_environment(), **SCALED_SETTINGS, **(settings or {})}
         scope.enter_context(_process(nats.spec.command, environment, folder / "nats.log"))
         asyncio.run(nats_server.wait_until_listening(nats.port))
         common = (

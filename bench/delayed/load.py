@@ -31,7 +31,11 @@ NO_LIMIT = Slo(math.inf, math.inf)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A class of requests; `weight` is its share beside the others."""
+    """A class of requests; `weight` is its share beside the others.
+
+    A picture that is `picture_width` times as wide costs as much as so many pictures, and is one
+    task for one encoder.
+    """
 
     name: str
     num_pictures: int
@@ -39,6 +43,7 @@ class Kind:
     answer_tokens: int
     weight: float = 1.0
     slo: Slo = NO_LIMIT
+    picture_width: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +96,11 @@ def attainment(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def new_picture(draw: np.random.Generator) -> bytes:
+def new_picture(draw: np.random.Generator, width: int = 1) -> bytes:
     """A PNG file of coarse noise, unlike any other."""
-    coarse = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.BOX)
+    coarse = draw.integers(0, 256, (8, 8 * width, 3), dtype=np.uint8)
+    size = (PICTURE_PIXELS * width, PICTURE_PIXELS)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
@@ -112,7 +118,7 @@ def _bodies(times: Timetable, seed: int) -> list[_Planned]:
     draw = np.random.default_rng(seed)
     planned = []
     for at_s, kind in times:
-        pictures = [new_picture(draw) for _ in range(kind.num_pictures)]
+        pictures = [new_picture(draw, kind.picture_width) for _ in range(kind.num_pictures)]
         words = " ".join(str(n) for n in draw.integers(0, 100, kind.prompt_words))
         options = {"temperature": 0, "max_tokens": kind.answer_tokens, "ignore_eos": True}
         body = chat_body(MODEL, pictures, words, **options, stream=True)

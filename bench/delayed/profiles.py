@@ -11,6 +11,17 @@ from __future__ import annotations
 
 from services.planner.perf_model import PerformanceModel, Samples
 
+TOKEN_STANDS_FOR = 10
+"""Prompt tokens of the published model for one of a bench."""
+PATCH_STANDS_FOR = 40
+
+SCALED_SETTINGS = {
+    "TRIPTYCH_MAX_BATCH_PATCHES": str(16_384 // PATCH_STANDS_FOR),
+    "TRIPTYCH_MAX_BATCH_TOKENS": str(4096 // TOKEN_STANDS_FOR),
+    "TRIPTYCH_MIXED_STEP_TOKENS": str(256 // TOKEN_STANDS_FOR),
+}
+"""The workers' default limits of a step, in a bench's patches and tokens."""
+
 PICTURE_PIXELS = 224
 PICTURE_PATCHES = 256
 PICTURE_TOKENS = 64
