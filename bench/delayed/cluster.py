@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,9 @@ from shared.runtime.lifecycle import DIE_WITH_PARENT
 from shared.runtime.topology import parse_topology
 
 MODEL = "delayed"
+ENCODER_HELD = 2
+"""One picture in the tower and one on its way: a busy encoder keeps no more from an idle one."""
+MAX_PICTURE_PIXELS = 4096 * 4096
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
 
@@ -55,14 +59,14 @@ def delayed_cluster(
     topology: str,
     timing: PerformanceModel,
     *,
-    model: Path | None = None,
+    encoder_held: int = ENCODER_HELD,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[DelayedCluster]:
     """Start it, yield it, stop it. `settings` are `TRIPTYCH_*` variables of all its processes."""
-    model = model or model_dir()
     num_workers = len(parse_topology(topology))
     with ExitStack() as scope:
         folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
+        model = write_model(folder / "model")
         profile = folder / "profile.json"
         profile.write_text(timing.model_dump_json(), encoding="utf-8")
         nats = nats_server.prepare(folder)
@@ -74,7 +78,10 @@ def delayed_cluster(
             *("--served-name", MODEL, "--log-format", "json"),
         )
         python = (sys.executable, "-m")
-        workers = (*python, "bench.delayed", "--workers", topology, "--profile", str(profile))
+        workers = (
+            *(*python, "bench.delayed", "--workers", topology, "--profile", str(profile)),
+            *("--encoder-held", str(encoder_held)),
+        )
         log = folder / "workers.log"
         running = scope.enter_context(_process((*workers, *common), environment, log))
         port = free_port()
@@ -83,6 +90,19 @@ def delayed_cluster(
         cluster = DelayedCluster(f"http://127.0.0.1:{port}", nats.url, log)
         _wait_until_ready(cluster, num_workers, running)
         yield cluster
+
+
+def write_model(folder: Path) -> Path:
+    """The demo model without its weights, and with no picture made smaller."""
+    folder.mkdir()
+    for file in model_dir().iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["max_pixels"] = config["size"]["longest_edge"] = MAX_PICTURE_PIXELS
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def _base_environment() -> dict[str, str]:

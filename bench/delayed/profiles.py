@@ -49,3 +49,18 @@ def photo_model() -> PerformanceModel:
         kv_bytes_per_token=2048,
         embedding_bytes_per_patch=192.0,
     )
+
+
+def slowed(timing: PerformanceModel, factor: float) -> PerformanceModel:
+    """All times that much longer: what the real parts cost beside them counts that much less."""
+    changes = {
+        name: fit.model_copy(
+            update={"coefficients": tuple(factor * each for each in fit.coefficients)}
+        )
+        for name, fit in (
+            ("encode", timing.encode),
+            ("prefill", timing.prefill),
+            ("decode", timing.decode),
+        )
+    }
+    return timing.model_copy(update=changes)

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.delayed", description=__doc__)
     parser.add_argument("--workers", required=True, help="such as '5E 1P 2D'")
     parser.add_argument("--profile", type=Path, required=True, help="performance model, JSON")
+    parser.add_argument("--encoder-held", type=int, help="--max-held of workers that only encode")
     options, arguments = parser.parse_known_args(argv)
     timing = PerformanceModel.from_json(options.profile.read_text(), str(options.profile))
     workers = parse_topology(options.workers, "--workers")
@@ -41,17 +42,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         importlib.import_module(module)
     die_with_parent()
     os.environ[DIE_WITH_PARENT] = "1"
-    if any(run(workers, timing, arguments)):
+    own = {}
+    if options.encoder_held:
+        own["encoder"] = ["--max-held", str(options.encoder_held)]
+    if any(run(workers, timing, arguments, own)):
         raise SystemExit(1)
 
 
 def run(
-    workers: Sequence[Stages], timing: PerformanceModel, arguments: Sequence[str]
+    workers: Sequence[Stages],
+    timing: PerformanceModel,
+    arguments: Sequence[str],
+    own: Mapping[str, Sequence[str]],
 ) -> list[int | None]:
-    """Fork them, wait, stop them all; their exit codes."""
+    """Fork them, wait, stop them all; their exit codes. `own` adds arguments by service."""
     fork = multiprocessing.get_context("fork")
     children = [
-        fork.Process(target=_serve, args=(stages, ["--name", name, *arguments], timing))
+        fork.Process(
+            target=_serve,
+            args=(
+                stages,
+                ["--name", name, *arguments, *own.get(name.rsplit("-", 1)[0], ())],
+                timing,
+            ),
+        )
         for name, stages in named(workers)
     ]
     for child in children:
