@@ -16,8 +16,15 @@ from bench.delayed.load import (
     new_picture,
     poisson_times,
 )
-from bench.delayed.profiles import PICTURE_PATCHES, PICTURE_PIXELS, PICTURE_TOKENS, photo_model
+from bench.delayed.profiles import (
+    PICTURE_PATCHES,
+    PICTURE_PIXELS,
+    PICTURE_TOKENS,
+    photo_model,
+    slowed,
+)
 from bench.delayed.report import table
+from bench.role_switching import LONG, SHORT, timetable
 from services.planner.slo import Slo
 from shared.demo import model_dir
 from shared.modelspec import ModelSpec
@@ -63,6 +70,20 @@ def test_the_profile_gives_the_published_times_back() -> None:
     assert picture_s == pytest.approx(0.4675, abs=0.002)  # one more photograph, table 4
     assert timing.decode_s(200 * 18, 18) == pytest.approx(0.05, rel=0.1)  # table 6, with switch
     assert timing.decode_s(200 * 45, 45) == pytest.approx(0.12, rel=0.1)  # and without
+
+
+def test_a_slowed_model_takes_a_factor_longer_in_every_stage() -> None:
+    timing, slow = photo_model(), slowed(photo_model(), 3.0)
+    assert slow.encode_s(100) == pytest.approx(3 * timing.encode_s(100))
+    assert slow.prefill_s([(0, 50)]) == pytest.approx(3 * timing.prefill_s([(0, 50)]))
+    assert slow.decode_s(900, 9) == pytest.approx(3 * timing.decode_s(900, 9))
+    assert slow.kv_bytes_per_token == timing.kv_bytes_per_token
+
+
+def test_short_answers_come_before_long_ones() -> None:
+    times = timetable(10, 90, rate_per_s=3.0)
+    assert [kind for _, kind in times] == [SHORT] * 10 + [LONG] * 90
+    assert [at_s for at_s, _ in times] == sorted(at_s for at_s, _ in times)
 
 
 def test_a_table_lines_its_columns_up() -> None:
