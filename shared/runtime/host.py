@@ -37,6 +37,7 @@ from shared.runtime.model_dir import find_model_dir
 from shared.runtime.registration import RegistrationHeartbeat
 from shared.runtime.role_host import RoleHost, until_collected
 from shared.runtime.role_transport import RoleTransport
+from shared.runtime.topology import name_of
 from shared.runtime.worker import Stage, Worker
 from shared.runtime.worker_settings import WorkerSettings
 from shared.telemetry import logs, tracing
