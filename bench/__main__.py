@@ -18,6 +18,7 @@ BENCHES = {
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
+    "role_switch": "a worker changes its role: seconds by the roles before and after",
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",
