@@ -38,6 +38,8 @@ SHORT, LONG = Kind("short", 1, 8, 50), Kind("long", 1, 8, 500)
 RATE_PER_S = 3.0
 REGISTRATION_TTL_S = 6.0
 DIRECTORY_TIMEOUT_S = 30.0
+SILENCE_S = 60.0
+"""Patience with a worker that is asked: the machine may be busy with others."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class Mover(threading.Thread):
                 await directory.wait_until_served([Role.ENCODE, Role.PREFILL, Role.DECODE])
             await asyncio.sleep(max(0.0, started_s + self._at_s - time.perf_counter()))
             for name in MOVED:
-                result = await request_switch(bus, directory.live(), name, (Role.DECODE,))
+                result = await request_switch(
+                    bus, directory.live(), name, (Role.DECODE,), silence_s=SILENCE_S
+                )
                 self.done.append((time.perf_counter() - started_s, result))
 
 

@@ -28,6 +28,7 @@ from bench.delayed.cluster import delayed_cluster
 from bench.delayed.load import Kind, Outcome, attainment, failures, poisson_times, send_all
 from bench.delayed.profiles import photo_model
 from bench.delayed.report import plot_bars, table
+from bench.processes import ForeignLoad
 from services.planner.goodput import ATTAINED
 from services.planner.slo import Slo
 
@@ -58,8 +59,17 @@ WORKLOADS = (
 
 _seeds = itertools.count(100)  # pictures of a run are unlike those of any other
 
-Runs = dict[tuple[str, str, float], list[Outcome]]
-"""Topology, workload and rate -> what became of its requests."""
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of its requests, and the share of all CPUs that others used meanwhile."""
+
+    outcomes: list[Outcome]
+    foreign_load: float
+
+
+Runs = dict[tuple[str, str, float], Run]
+"""Topology, workload and rate -> run."""
 
 
 def main() -> None:
@@ -99,12 +109,14 @@ def measure(seconds: float) -> Runs:
     return runs
 
 
-def offer(url: str, side: str, load: Workload, rate: float, seconds: float) -> list[Outcome]:
+def offer(url: str, side: str, load: Workload, rate: float, seconds: float) -> Run:
     """One workload at one rate; the same arrivals for every side."""
     kinds = [WIDE if kind is IMAGES and side == "PD, whole" else kind for kind in load.kinds]
     num_requests = round(rate * seconds)
     times = poisson_times(kinds, rate_per_s=rate, num_requests=num_requests, seed=7)
-    return send_all(url, times, seed=next(_seeds))
+    load_of_others = ForeignLoad()
+    outcomes = send_all(url, times, seed=next(_seeds))
+    return Run(outcomes, load_of_others.share())
 
 
 def goodputs(runs: Runs) -> dict[tuple[str, str, str], float]:
@@ -112,7 +124,7 @@ def goodputs(runs: Runs) -> dict[tuple[str, str, str], float]:
     found = {}
     for name in SIDES:
         for load in WORKLOADS:
-            shares = [attainment(runs[name, load.name, rate]) for rate in load.rates_per_s]
+            shares = [attainment(runs[name, load.name, rate].outcomes) for rate in load.rates_per_s]
             for kind in load.kinds:
                 found[name, load.name, kind.name] = highest_rate(
                     load.rates_per_s, [each[kind.name] for each in shares]
@@ -134,11 +146,22 @@ def highest_rate(rates_per_s: Sequence[float], shares: Sequence[float]) -> float
 
 def report(runs: Runs, found: Mapping[tuple[str, str, str], float]) -> str:
     """TTFTs, goodputs, wins and losses, the ratio last."""
-    lost = sum(len(failures(outcomes)) for outcomes in runs.values())
+    lost = sum(len(failures(run.outcomes)) for run in runs.values())
+    num_requests = sum(len(run.outcomes) for run in runs.values())
     parts = [ttft_table(runs), goodput_table(found), *verdicts(found)]
-    parts.append(f"{sum(map(len, runs.values()))} requests, {lost} without a whole answer")
+    parts.append(f"{num_requests} requests, {lost} without a whole answer")
+    parts.append(foreign_verdict(runs))
     parts.append(ttft_verdict(runs))
     return "\n".join(parts)
+
+
+def foreign_verdict(runs: Runs) -> str:
+    """How far the machine was ours: what others use makes every latency of that run longer."""
+    most = {
+        side: max(run.foreign_load for key, run in runs.items() if key[0] == side) for side in SIDES
+    }
+    shares = ", ".join(f"{side} {100 * share:.0f} %" for side, share in most.items())
+    return f"CPU that others used during a run, at most: {shares}"
 
 
 def ttft_table(runs: Runs) -> str:
@@ -146,7 +169,7 @@ def ttft_table(runs: Runs) -> str:
     rows = [
         (
             f"{load.name}, {rate:g}/s",
-            *(_seconds(runs[name, load.name, rate]) for name in SIDES),
+            *(_seconds(runs[name, load.name, rate].outcomes) for name in SIDES),
         )
         for load in WORKLOADS
         for rate in load.rates_per_s
@@ -185,7 +208,9 @@ def ttft_verdict(runs: Runs) -> str:
     lines = []
     for other in OTHERS:
         lower = [
-            1 - _median(runs[OURS, load.name, rate]) / _median(runs[other, load.name, rate])
+            1
+            - _median(runs[OURS, load.name, rate].outcomes)
+            / _median(runs[other, load.name, rate].outcomes)
             for rate in load.rates_per_s
         ]
         lines.append(f"{' / '.join(f'{100 * each:.0f} %' for each in lower)} against {other}")
