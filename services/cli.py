@@ -18,6 +18,7 @@ COMMANDS = {
     "up": ("services.launcher.up", "Start everything on this machine and serve"),
     "demo": ("services.launcher.demo", "Start everything, ask one question, stop"),
     "ask": ("services.ask.command", "Ask a running server about pictures"),
+    "role": ("services.role.command", "Show which stages workers host, or change one's"),
     "plan": ("services.planner.command", "Find how many workers of which kind a load needs"),
     "profile": (
         "services.planner.profiling.command",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.decode.departure import Departure
 from services.decode.drafting import load_speculator
 from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler, ReservePolicy
@@ -47,9 +48,10 @@ async def build(
     geometry = language.kv.geometry
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
+    tasks = await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask)
     return DecodeStage(
         worker,
-        await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
+        tasks,
         executor=DecodeExecutor(language.model, language.kv, speculator=speculator),
         scheduler=DecodeScheduler(
             language.pool,
@@ -60,5 +62,6 @@ async def build(
         geometry=geometry,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         hand_over=language.hand_over,
+        departure=Departure(worker, tasks, language.kv, language.pool),
         grammars=Grammars(folder.directory, folder.spec),
     )

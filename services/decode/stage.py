@@ -7,16 +7,19 @@ without a task (see `HandOver`) or under a lease of its own; its blocks are take
 The task is acknowledged when its answer is complete: if this process dies, the redelivered task
 finds its KV gone and the gateway, which knows every token that reached the client, has the request
 computed again. The same happens to a sequence that gave its blocks to others and found no room in
-host memory.
+host memory. When the process changes its role, answers that would take too long go on elsewhere,
+with their KV.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence as Sequences
 
 import torch
 
+from services.decode.departure import Departure, leaves
 from services.decode.executor import DecodeExecutor, StepResult
 from services.decode.plan import StepPlan
 from services.decode.scheduler import DecodeScheduler
@@ -24,9 +27,10 @@ from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
 from shared.cache.block_pool import BlockHandle
 from shared.cache.geometry import KvGeometry
-from shared.errors import FailureKind, Outcome, RequestFailed, TransferError
+from shared.clock import monotonic
+from shared.errors import BusError, FailureKind, Outcome, RequestFailed, TransferError
 from shared.messages.control import Role
-from shared.messages.descriptor import WorkerRef
+from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
 from shared.model.grammar import Grammars, GrammarState
@@ -43,6 +47,8 @@ from shared.telemetry.metrics import DecodeMetrics
 from shared.transport.landing import Landing
 from shared.transport.tensors import byte_view
 
+logger = logging.getLogger(__name__)
+
 
 class DecodeStage:
     """Decide, execute, publish: `step` gives every running sequence one more token."""
@@ -58,6 +64,7 @@ class DecodeStage:
         geometry: KvGeometry,
         pull_timeout_s: float,
         grammars: Grammars,
+        departure: Departure,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -70,6 +77,10 @@ class DecodeStage:
         self._grammars = grammars
         self._metrics = DecodeMetrics.create(worker.registry)
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
+        self._requests: dict[Sequence, RequestDescriptor] = {}
+        self._departure = departure
+        self._leave_by_s: float | None = None
+        self._step_s = 0.0
         self._sending: asyncio.Task[None] | None = None
         self._guard = StepGuard(Role.DECODE.value)
         self._work = Signal()
@@ -93,18 +104,22 @@ class DecodeStage:
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
                 handed_over = scope.create_task(self._take_from_here(stop))
+                leaving = scope.create_task(self._prepare_to_leave(stop))
                 await intake.run(stop, self._worker.drain_s)
                 await handed_over
                 steps.cancel()
+                leaving.cancel()
 
     async def step(self) -> None:
         """Compute the next tokens of every running sequence; they are sent during the next step."""
         plan = await self._work.until(self._scheduler.next_step)
         for sequence in plan.returned:
             self._end(sequence, _preempted())
+        started_s = monotonic()
         try:
             with self._metrics.step_s.time():
                 result = await self._worker.compute(self._executor.step, plan)
+            self._step_s = monotonic() - started_s
             self._guard.succeeded()
             self._measure(plan, result)
             events, ended = _taken_in(plan.batch, result)
@@ -124,9 +139,35 @@ class DecodeStage:
     async def _steps(self) -> None:
         try:
             while True:
+                await self._depart()
                 await self.step()
         finally:
             await self._sent()
+
+    async def _prepare_to_leave(self, stop: Stop) -> None:
+        """From a change of the process' role on, each step may send answers away."""
+        await stop.wait()
+        if stop.finish_s is not None:
+            self._leave_by_s = monotonic() + stop.finish_s
+
+    async def _depart(self) -> None:
+        """Send away the answers that would not be complete in time."""
+        if self._leave_by_s is None:
+            return
+        for sequence, request in list(self._requests.items()):
+            left_s = self._leave_by_s - monotonic()
+            if sequence.retired or not leaves(sequence.num_remaining, self._step_s, left_s):
+                continue
+            await self._sent()  # the next decoder's tokens come after ours
+            try:
+                if not len(sequence.blocks):  # it waits in host memory
+                    raise _preempted()
+                await self._departure.send(request, sequence)
+            except (BusError, RequestFailed) as error:
+                logger.warning("request %s goes on by recovery: %s", request.request_id, error)
+                self._end(sequence, _preempted())
+            else:
+                self._end(sequence)
 
     async def _take_from_here(self, stop: Stop) -> None:
         """Take what this process prefills until the stop; return when its answers are complete.
@@ -148,7 +189,9 @@ class DecodeStage:
         blocks = self._scheduler.try_admit(
             request.num_tokens, request.max_context_tokens, shared=prefilled.block_ids
         )
-        return self._generate(_handed_over(prefilled, blocks)) if blocks is not None else None
+        if blocks is None:
+            return None
+        return self._generate(_handed_over(prefilled, blocks), request)
 
     async def _send(self, events: list[tuple[WorkerRef, Event]]) -> None:
         """Begin to send a step's events; whatever runs next on the loop comes after them."""
@@ -207,7 +250,8 @@ class DecodeStage:
             self._room.notify()
             self._work.notify()  # a sequence may have waited for these blocks
             raise
-        await self._generate(_sequence(task, blocks, grammar))
+        ticket.began()
+        await self._generate(_sequence(task, blocks, grammar), task.request)
 
     def _own_blocks(self, task: DecodeTask) -> tuple[int, ...]:
         """The blocks that this process has leased to the task; empty if others hold its KV."""
@@ -259,10 +303,11 @@ class DecodeStage:
             ) from error
         await self._worker.transport.release(ref, task.request.request_id)
 
-    async def _generate(self, sequence: Sequence) -> None:
+    async def _generate(self, sequence: Sequence, request: RequestDescriptor) -> None:
         """Take part in every step until the answer is complete, failed or unwanted."""
         complete = asyncio.get_running_loop().create_future()
         self._complete[sequence] = complete
+        self._requests[sequence] = request
         self._scheduler.start(sequence)
         self._work.notify()
         try:
@@ -270,7 +315,7 @@ class DecodeStage:
                 await complete
         finally:
             self._scheduler.retire(sequence)
-            del self._complete[sequence]
+            del self._complete[sequence], self._requests[sequence]
             self._room.notify()
             self._work.notify()
 

@@ -48,6 +48,7 @@ class EncodeJob:
     """One picture on its way through the tower."""
 
     pixels: Pixels
+    began: Callable[[], None]
     done: asyncio.Future[torch.Tensor] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -122,6 +123,8 @@ class EncodeStage:
         """Embed the next batch and hand each picture to the request that waits for it."""
         batch = await self._work.until(self._scheduler.next_batch)
         started_s = wall()
+        for job in batch:
+            job.began()
         try:
             embeddings = await self._worker.compute(self._executor.run, [j.pixels for j in batch])
         except Exception as error:
@@ -179,7 +182,7 @@ class EncodeStage:
         await self._room.until(lambda: self._pool.try_reserve(key, num_bytes))
         ticket.admit()
         try:
-            embedding = await self._embed(await self._fetch(item), item)
+            embedding = await self._embed(await self._fetch(item), ticket)
             self._pool.fill(key, embedding)
         except BaseException:
             self._pool.discard(key)
@@ -207,8 +210,8 @@ class EncodeStage:
             )
         return pixels
 
-    async def _embed(self, pixels: Pixels, item: MediaItem) -> torch.Tensor:
-        job = EncodeJob(pixels)
+    async def _embed(self, pixels: Pixels, ticket: Ticket) -> torch.Tensor:
+        job = EncodeJob(pixels, ticket.began)
         self._scheduler.add(job)
         self._work.notify()
         try:

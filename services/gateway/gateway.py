@@ -23,6 +23,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.pictures import PictureLoader
 from services.gateway.recovery import RecoveryPolicy
+from services.gateway.roles import Roles
 from services.gateway.routes import Parts
 from services.gateway.runner import Runner
 from services.gateway.settings import GatewaySettings
@@ -81,7 +82,7 @@ async def open_gateway(
         )
         _watch(metrics, admission, streams)
         await scope.enter_async_context(_listening(bus, me, model.name, streams, traces))
-        yield Parts(chat, health, metrics, traces, int(time.time()))
+        yield Parts(chat, health, metrics, traces, Roles(bus, workers), int(time.time()))
 
 
 @asynccontextmanager

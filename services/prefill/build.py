@@ -54,7 +54,11 @@ def make_scheduler(
     pool, prefix = language.pool, None
     if settings.prefix_cache:
         geometry = language.kv.geometry
-        prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
+        # A process that comes back to prefill finds what it had cached.
+        prefix = pool.keeper if isinstance(pool.keeper, PrefixCache) else None
+        prefix = prefix or PrefixCache(
+            pool, salt=geometry.compatibility_hash(folder.spec.fingerprint)
+        )
         worker.registry.register(PrefixCacheCollector(prefix.counters))
     max_batch_tokens, chunk_tokens = step_limits(
         settings, beside_decode=language.hand_over is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ class PrefillJob:
     The scheduler sets `blocks` and the numbers of tokens and owns the blocks until the last slice
     is computed; then they belong to the task that awaits `done`. `done` gives None when the prompt
     could not start: its first pictures were to come from the cache, which no longer has them.
+    `began` is called with every slice that is computed.
     """
 
     request: RequestDescriptor
@@ -29,6 +31,7 @@ class PrefillJob:
     blocks: BlockHandle | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    began: Callable[[], None] = lambda: None
     started_s: float = 0.0
     ended_s: float = 0.0
     done: asyncio.Future[FirstToken | None] = field(

@@ -131,6 +131,7 @@ class PrefillStage:
         started_s = wall()
         for each in batch:
             each.job.started_s = each.job.started_s or started_s
+            each.job.began()
         try:
             tokens = await self._forward(batch)
         except BaseException as error:
@@ -237,7 +238,7 @@ class PrefillStage:
             )
         first = None
         while first is None:
-            job = PrefillJob(request, prompt, keys, num_skipped)
+            job = PrefillJob(request, prompt, keys, num_skipped, began=ticket.began)
             num_bytes = self._links.receiver.num_bytes(request, num_skipped=num_skipped)
             async with self._landing.reserved(request.request_id, num_bytes):
                 ticket.admit()

@@ -128,6 +128,11 @@ class BlockPool:
         self._keeper = keeper
 
     @property
+    def keeper(self) -> BlockKeeper | None:
+        """Who keeps blocks without an owner, if anybody."""
+        return self._keeper
+
+    @property
     def num_free(self) -> int:
         """Blocks that can be allocated now, kept ones among them."""
         return len(self._free) + self._num_idle

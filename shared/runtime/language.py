@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
@@ -54,8 +54,16 @@ async def open_language(
     """Load it for a worker and meter its cache. Raises `TriptychError`."""
     num_blocks = num_kv_blocks(folder.geometry(block_size), kv_bytes)
     model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks)
+    return join_language(worker, Language(model, kv, BlockPool(num_blocks, block_size)))
+
+
+def join_language(worker: Worker, language: Language) -> Language:
+    """The same model, cache and blocks, for the stages that the worker hosts now.
+
+    Blocks that are leased to others stay so, whichever stage exposed them.
+    """
     stages = in_order({Role.PREFILL, Role.DECODE} & set(worker.stages))
-    name = name_of(stages)
-    pool = BlockPool(num_blocks, block_size, name=f"{name} KV")
-    watch_kv_usage(worker.registry, name, lambda: pool.num_used / num_blocks)
-    return Language(model, kv, pool, HandOver(pool) if len(stages) > 1 else None)
+    pool, name = language.pool, name_of(stages)
+    pool.name = f"{name} KV"
+    watch_kv_usage(worker.registry, name, lambda: pool.num_used / pool.num_blocks)
+    return replace(language, hand_over=HandOver(pool) if len(stages) > 1 else None)

@@ -21,7 +21,7 @@ from shared.runtime.role_rules import RefusalKind, SwitchRefused, check_switch
 from shared.runtime.topology import Stages, name_of
 
 ASK_AGAIN_S = 1.0
-"""Between two copies of a request: each brings an answer, so it also shows that the worker lives."""
+"""Between two copies of a request: each is answered, which also shows that the worker lives."""
 SILENCE_S = 10.0
 """Without any answer for so long, the worker counts as lost."""
 TIMEOUT_S = 600.0
