@@ -20,7 +20,8 @@ from tests.support.mixed import Mixed, mixed_requests
 
 pytestmark = pytest.mark.timeout(600)
 
-FLAGS = dict.fromkeys(("encoder", "prefill", "decode"), ["--switch-finish-s", "0.2"])
+FINISH = ["--switch-finish-s", "0.2"]
+FLAGS = dict.fromkeys(("encoder", "prefill", "decode"), FINISH)
 
 
 @pytest.fixture(scope="module")
