@@ -1,7 +1,7 @@
 """How long a change of role takes, by the roles before and after, with real bus and transport.
 
-A cluster of two encoders, two prefill and two decode workers, idle or (`--load`) answering requests.
-One worker goes to and fro between prefill and decode, another between encode and decode. Prints the
+A cluster of two encoders, two prefill and two decode workers, idle or (`--load`) answering. One
+worker goes to and fro between prefill and decode, another between encode and decode. Prints the
 median of each kind of switch: ending the old role, building the new one, and all of it as the asker
 sees it; last, how much slower the switches are that read weights, and the prefill-decode switch
 beside its aim. The model is the demo model unless `--model` names another.

@@ -20,11 +20,8 @@ from tests.support.mixed import Mixed, mixed_requests
 
 pytestmark = pytest.mark.timeout(600)
 
-WORKER = ["--switch-finish-s", "0.2", "--registration-ttl-s", "2", "--pull-timeout-s", "3"]
-FLAGS = {
-    **dict.fromkeys(("encoder", "prefill", "decode"), WORKER),
-    "gateway": ["--registration-ttl-s", "2"],
-}
+FINISH = ["--switch-finish-s", "0.2"]
+FLAGS = dict.fromkeys(("encoder", "prefill", "decode"), FINISH)
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +76,23 @@ def left_over(cluster: Cluster) -> dict[str, float]:
     return {name: value for name, value in found.items() if value}
 
 
-def test_decoders_and_encoders_change_roles_and_back_under_load(
-    tmp_path: Path, engine: LocalEngine
+@pytest.mark.parametrize(
+    ("topology", "worker", "away", "home"),
+    [
+        ("1E 2P 2D", "decode-1", "prefill", "decode"),
+        ("2E 1P 1D", "encoder-1", "decode", "encode"),
+    ],
+)
+def test_a_worker_changes_its_role_and_comes_back_under_load(
+    topology: str, worker: str, away: str, home: str, tmp_path: Path, engine: LocalEngine
 ) -> None:
     requests, started = list(mixed_requests(60, seed=41)), threading.Event()
-    with running_cluster(tmp_path, topology="2E 2P 2D", flags=FLAGS) as cluster:
+    with running_cluster(tmp_path, topology=topology, flags=FLAGS) as cluster:
         pids = {p.name: p.popen.pid for p in cluster.processes.values()}
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(ask_all, cluster, requests, started)
             assert started.wait(60)
-            for worker, role in (
-                ("decode-1", "prefill"),
-                ("encoder-1", "decode"),
-                ("decode-1", "decode"),
-                ("encoder-1", "encode"),
-            ):
+            for role in (away, home):
                 response = switch(cluster, worker, role)
                 assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
                 assert roles(cluster)[worker] == ([role], True)
