@@ -11,7 +11,7 @@
 | `control.alive`          | core                | `RequestsAlive`                                 |
 | `spans`                  | core                | finished trace spans, for whoever watches       |
 | `workers`                | KV bucket with TTL  | `Registration` by worker name                   |
-| `embeddings`             | KV bucket with TTL  | `EmbeddingRef` by content key                   |
+| `embeddings`             | KV bucket with TTL  | `EmbeddingClaim`, `EmbeddingRef` by content key |
 | `media`                  | object store        | raw media bytes by sha256                       |
 """
 
