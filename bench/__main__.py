@@ -11,6 +11,7 @@ BENCHES = {
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
+    "embedding_cache": "time to the first token about pictures seen before against new ones",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
@@ -25,7 +26,7 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
-            print(f"  {bench:<14}{meaning}")
+            print(f"  {bench:<16}{meaning}")
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()
