@@ -17,6 +17,7 @@ BENCHES = {
     "colocated": "hand-over from prefill to decode in one process against two",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
+    "embedding_cache": "time to the first token about pictures seen before against new ones",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
     "role_switch": "a worker changes its role: seconds by the roles before and after",
     "compare": "Triptych and other installed servers side by side on one model folder",
@@ -34,7 +35,11 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
+<<<<<<< HEAD
             print(f"  {bench:<18}{meaning}")
+=======
+            print(f"  {bench:<16}{meaning}")
+>>>>>>> w/embed
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
+from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.job import PrefillJob
 from services.prefill.scheduler import PrefillScheduler
@@ -14,6 +14,8 @@ from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.model.grammar import Grammars
+from shared.runtime.directory import WorkerDirectory
+from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
@@ -92,15 +94,16 @@ async def open_links(
     """The stage's queues and its way to embeddings."""
     bus, model = worker.bus, worker.model
     metrics = PrefillMetrics.create(worker.registry)
-    index = EmbeddingIndex(
-        await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S)
-    )
+    directory = WorkerDirectory(bus, ttl_s=settings.registration_ttl_s, model=model)
+    index = await open_index(bus, directory, worker.cancellations)
     receiver = EmbeddingReceiver(
         index,
         worker.transport,
         await bus.work_queue(subjects.work(Role.ENCODE, model), EncodeTask),
+        me=worker.me,
         hidden_size=folder.spec.embedding_width,
         dtype=TORCH_DTYPES[folder.dtype],
+        pool_bytes=settings.embedding_pool_bytes,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         metrics=metrics,
     )

@@ -21,6 +21,9 @@ class PrefillSettings(WorkerSettings):
     landing_bytes: ByteSize = bytes_field(
         256 * MIB, "landing-bytes", "Memory for arriving embeddings"
     )
+    embedding_pool_bytes: ByteSize = bytes_field(
+        256 * MIB, "embedding-pool-bytes", "Memory for embeddings, kept for the next request"
+    )
     max_batch_tokens: int = Field(
         4096,
         ge=1,

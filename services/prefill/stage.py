@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.prefill.batch import PrefillBatch
-from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
+from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import FirstToken, PrefillExecutor
 from services.prefill.job import PrefillJob, num_covered_pictures
 from services.prefill.outlet import Outlet
@@ -33,6 +33,7 @@ from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.work import DecodeTask, PrefillTask
 from shared.model.grammar import Grammars
+from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.hand_over import HandOver
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop

@@ -13,7 +13,7 @@
 | `control.role_reports`   | core                | `RoleReport`, to whoever asked for the switch   |
 | `spans`                  | core                | finished trace spans, for whoever watches       |
 | `workers`                | KV bucket with TTL  | `Registration` by worker name                   |
-| `embeddings`             | KV bucket with TTL  | `EmbeddingRef` by content key                   |
+| `embeddings`             | KV bucket with TTL  | `EmbeddingClaim`, `EmbeddingRef` by content key |
 | `media`                  | object store        | raw media bytes by sha256                       |
 """
 

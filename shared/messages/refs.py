@@ -30,21 +30,44 @@ class TensorRef(Message):
 
 
 def embedding_lease_id(request_id: str, attempt: int, nonce: str) -> str:
-    """The lease under which an encoder exposes an embedding for one attempt of a request."""
+    """The lease under which an encoder keeps an embedding for one attempt of a request."""
     return f"emb.{request_id}.{attempt}.{nonce}"
 
 
 class EmbeddingRef(Message):
-    """The embedding of one media item: `[num_tokens, hidden_size]` in the model's dtype."""
+    """The embedding of one media item: `[num_tokens, hidden_size]` in the model's dtype.
+
+    `tensor` may be pulled by whoever needs it, for as long as its owner keeps it. `held_lease_id`
+    is a second lease of the same memory, opened for the attempt that asked for the embedding: until
+    that one releases it, the owner keeps the embedding.
+    """
 
     content_key: str
     num_tokens: Annotated[int, Field(ge=1)]
     hidden_size: Annotated[int, Field(ge=1)]
     tensor: TensorRef
+    held_lease_id: str | None = None
 
-    def is_held_for(self, request_id: str, attempt: int) -> bool:
-        """Whether the lease was opened for this attempt, and lasts until that releases it."""
-        return self.tensor.lease_id.startswith(embedding_lease_id(request_id, attempt, ""))
+    def held_for(self, request_id: str, attempt: int) -> TensorRef | None:
+        """What this attempt has to release, if the embedding is kept for it."""
+        held = self.held_lease_id
+        if held is None or not held.startswith(embedding_lease_id(request_id, attempt, "")):
+            return None
+        return self.tensor.model_copy(update={"lease_id": held})
+
+
+class EmbeddingClaim(Message):
+    """The embedding of one media item is being made, for this attempt of a request.
+
+    `encoder` is None until a worker has taken the task. The claim is void when the attempt is
+    cancelled, over or late, or the encoder is gone.
+    """
+
+    content_key: str
+    request_id: str
+    attempt: Annotated[int, Field(ge=0)]
+    deadline_unix_s: float
+    encoder: WorkerRef | None = None
 
 
 class KvRef(Message):

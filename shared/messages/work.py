@@ -8,7 +8,7 @@ from pydantic import Field
 
 from shared.messages.base import Message
 from shared.messages.descriptor import MediaItem, RequestDescriptor, TokenId, WorkerRef
-from shared.messages.refs import KvRef
+from shared.messages.refs import EmbeddingClaim, KvRef
 
 
 class Origin(NamedTuple):
@@ -21,7 +21,12 @@ class Origin(NamedTuple):
 
 
 class EncodeTask(Message):
-    """Turn one media item into an embedding and announce it under its content key."""
+    """Turn one media item into an embedding and announce it under its content key.
+
+    Nothing is to be done where another worker offers the embedding or makes it already; except that
+    what is offered under one of `lost_lease_ids` could not be had, and that a task that `insists`
+    has waited for the other worker in vain.
+    """
 
     request_id: str
     attempt: Annotated[int, Field(ge=0)]
@@ -29,6 +34,39 @@ class EncodeTask(Message):
     model: str
     item: MediaItem
     deadline_unix_s: float
+    lost_lease_ids: tuple[str, ...] = ()
+    insists: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        request: RequestDescriptor,
+        item: MediaItem,
+        *,
+        lost_lease_ids: tuple[str, ...] = (),
+        insists: bool = False,
+    ) -> EncodeTask:
+        """The task for one media item of a request."""
+        return cls(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            gateway=request.gateway,
+            model=request.model,
+            item=item,
+            deadline_unix_s=request.deadline_unix_s,
+            lost_lease_ids=lost_lease_ids,
+            insists=insists,
+        )
+
+    def claim(self, encoder: WorkerRef | None = None) -> EmbeddingClaim:
+        """What tells others that this task is queued, or with which encoder it is."""
+        return EmbeddingClaim(
+            content_key=self.item.content_key,
+            request_id=self.request_id,
+            attempt=self.attempt,
+            deadline_unix_s=self.deadline_unix_s,
+            encoder=encoder,
+        )
 
     @property
     def origin(self) -> Origin:
