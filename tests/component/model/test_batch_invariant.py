@@ -1,4 +1,4 @@
-"""The deterministic model: what is computed together changes no bit; what cannot be so is refused."""
+"""The deterministic model: what is computed together changes no bit; the rest is refused."""
 
 from __future__ import annotations
 
