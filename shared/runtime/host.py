@@ -60,6 +60,7 @@ class ModelFolder:
     dtype: str
     device: str
     kernels: KernelChoice = field(default_factory=KernelChoice)
+    deterministic: bool = False
 
     def geometry(self, block_size: int) -> KvGeometry:
         """The shape of the KV cache."""
@@ -131,7 +132,9 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
         torch.set_num_threads(settings.compute.threads)
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
     kernels = KernelChoice(settings.compute.linear_kernel, settings.compute.quantization)
-    return ModelFolder(directory, spec, dtype, device, kernels)
+    return ModelFolder(
+        directory, spec, dtype, device, kernels, deterministic=settings.compute.deterministic
+    )
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
 from shared.messages.control import Role
+from shared.model.batch_invariant import invariant_kernels, make_batch_invariant
 from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
 from shared.model.loader import load_language_model
@@ -23,15 +24,20 @@ def load_language(
     folder: ModelFolder, block_size: int, num_blocks: int
 ) -> tuple[LanguageModel, KvCache]:
     """Read the folder's language weights, and only those, and make an empty cache. Blocks."""
+    kernels = folder.kernels
+    if folder.deterministic:
+        kernels = invariant_kernels(folder.spec.text, folder.device, folder.dtype, kernels)
     model = load_language_model(
         folder.directory,
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
         backend=CpuAttention() if folder.device == "cpu" else None,
-        kernels=folder.kernels,
+        kernels=kernels,
         on_progress=weights_progress(),
     )
+    if folder.deterministic:
+        make_batch_invariant(model)
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
 
 
