@@ -35,11 +35,7 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
-<<<<<<< HEAD
             print(f"  {bench:<18}{meaning}")
-=======
-            print(f"  {bench:<16}{meaning}")
->>>>>>> w/embed
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()
