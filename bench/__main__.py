@@ -9,6 +9,7 @@ BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
+    "kv_transfer": "from the first to the second token, by the way the KV travels",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
