@@ -15,6 +15,7 @@ BENCHES = {
     "encoder_memory": "bytes of an encode worker against a process of all stages",
     "media_capacity": "pictures of a request and an encode batch in a fixed memory",
     "colocated": "hand-over from prefill to decode in one process against two",
+    "kv_transfer": "from the first to the second token, by the way the KV travels",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
     "embedding_cache": "time to the first token about pictures seen before against new ones",

@@ -45,7 +45,6 @@ async def build(
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
-    geometry = language.kv.geometry
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     tasks = await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask)
@@ -56,10 +55,10 @@ async def build(
         scheduler=DecodeScheduler(
             language.pool,
             max_batch=settings.max_batch,
-            policy=reserve_policy(settings, geometry.bytes_per_block),
+            policy=reserve_policy(settings, language.kv.geometry.bytes_per_block),
         ),
         landing=landing,
-        geometry=geometry,
+        kv=language.kv,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         hand_over=language.hand_over,
         departure=Departure(worker, tasks, language.kv, language.pool),

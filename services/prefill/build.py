@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.job import PrefillJob
+from services.prefill.pieces import PiecePlan
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
@@ -42,7 +43,7 @@ async def build(
         executor=PrefillExecutor(language.model, language.kv, folder.spec),
         scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
-        geometry=language.kv.geometry,
+        plan=piece_plan(language, settings),
         max_held=settings.max_held,
         hand_over=language.hand_over,
         grammars=Grammars(folder.directory, folder.spec),
@@ -74,6 +75,12 @@ def make_scheduler(
         prefix=prefix,
         reserves_answers=language.hand_over is not None,
     )
+
+
+def piece_plan(language: Language, settings: PrefillSettings) -> PiecePlan:
+    """How KV travels: in the pieces in which the scheduler computes it."""
+    _, chunk_tokens = step_limits(settings, beside_decode=language.hand_over is not None)
+    return PiecePlan(settings.kv_transfer, language.kv.geometry, chunk_tokens)
 
 
 def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int, int]:
