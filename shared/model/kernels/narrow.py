@@ -43,9 +43,8 @@ class Bf16Kernel:
             return _by_panels(x, self._weight, None, bias)
         if self._rows is None:
             return functional.linear(x, self._weight, bias)
-        kernel = self._rows.bf16_rows if rows == 1 else self._rows.wide_bf16_rows
-        wide = x if rows == 1 else x.float()
-        return _few_rows(kernel.address, wide, self._weight, None, bias, x.dtype)
+        kernel = self._rows.bf16_rows.address
+        return _few_rows(kernel, x, self._weight, None, bias, x.dtype)
 
 
 class Int8Kernel:

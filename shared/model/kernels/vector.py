@@ -7,6 +7,7 @@ one order, fixed by `LANES` alone, so a result does not depend on how many rows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -16,7 +17,10 @@ from numba.extending import intrinsic
 LANES = 8
 """Partial sums of one product; also the length that a reduced dimension must be a multiple of."""
 
+_Load = Callable[[Any, Any, Any, Any], list[Any]]
+
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_STORED = {types.float32: (_F32, 4), types.uint16: (_I16, 2), types.int8: (ir.IntType(8), 1)}
 
 
 @intrinsic
@@ -107,8 +111,9 @@ def dot_tile(
 ) -> Any:
     """`sums[i * w_rows + j] = x[i] . w[j]` over `width` values, a multiple of `LANES`.
 
-    `x` and `w` point to float32, bfloat16 bits or (`w`) int8; strides count values. `x_rows` and
-    `w_rows` are literals: their product is held in registers. Weights `ahead` values further on are
+    `x` and `w` point to float32, bfloat16 bits or (`w`) int8; strides count values. bfloat16 `w` is
+    read in pairs, so float32 `x` beside it must be arranged as `widen` does. `x_rows` and `w_rows`
+    are literals: their product is held in registers. Weights `ahead` values further on are
     requested from memory.
     """
     rows, columns = x_rows.literal_value, w_rows.literal_value
@@ -136,35 +141,69 @@ def dot_tile(
             builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
         )
 
-        def multiply(at: Any) -> None:
-            ws = [_load(builder, pointer, at, w.dtype) for pointer in w_at]
-            for i, pointer in enumerate(x_at):
-                xs = _load(builder, pointer, at, x.dtype)
-                for j, weights in enumerate(ws):
-                    total = totals[i * columns + j]
-                    builder.store(builder.call(fma, [xs, weights, builder.load(total)]), total)
+        # The side with fewer vectors stays in registers while the other passes by.
+        x_side, w_side = (x_at, x.dtype, columns), (w_at, w.dtype, 1)
+        held, passing = (w_side, x_side) if rows > columns else (x_side, w_side)
+
+        def multiply(at: Any, load: _Load) -> None:
+            kept = [load(builder, pointer, at, held[1]) for pointer in held[0]]
+            for i, pointer in enumerate(passing[0]):
+                for part, values in enumerate(load(builder, pointer, at, passing[1])):
+                    for j, others in enumerate(kept):
+                        total = totals[i * passing[2] + j * held[2]]
+                        product = builder.call(fma, [values, others[part], builder.load(total)])
+                        builder.store(product, total)
 
         def number(value: int) -> Any:
             return ir.Constant(width.type, value)
 
         # Four vectors a turn, one request per cache line of weights, then what is left.
-        whole = builder.and_(width, number(-4 * LANES))
+        whole, paired = (builder.and_(width, number(-count * LANES)) for count in (4, 2))
         with cgutils.for_range_slice(builder, number(0), whole, number(4 * LANES), width.type) as (
             at,
             _,
         ):
             for pointer in w_at:
                 _prefetch(builder, builder.gep(pointer, [builder.add(at, ahead)]))
-            for step in range(4):
-                multiply(builder.add(at, number(step * LANES)))
-        with cgutils.for_range_slice(builder, whole, width, number(LANES), width.type) as (at, _):
-            multiply(at)
-        for index, total in enumerate(totals):
-            target = builder.gep(sums, [ir.Constant(_I32, index)])
-            builder.store(_lane_sum(builder, builder.load(total)), target)
+            multiply(at, _load_pair)
+            multiply(builder.add(at, number(2 * LANES)), _load_pair)
+        with builder.if_then(builder.icmp_signed("<", whole, paired)):
+            multiply(whole, _load_pair)
+        with builder.if_then(builder.icmp_signed("<", paired, width)):
+            multiply(paired, _load_one)
+        _store_sums(builder, [builder.load(total) for total in totals], sums)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def widen(typing_context: Any, x: Any, width: Any, out: Any) -> Any:
+    """`width` bfloat16 values as float32, in the order that `dot_tile` reads bfloat16 weights.
+
+    Of every 16 values the even ones come first, then the odd ones; 8 at the end stay as they are.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, width, target = arguments
+        place = ir.VectorType(_F32, LANES).as_pointer()
+
+        def move(at: Any, load: _Load) -> None:
+            for part, values in enumerate(load(builder, source, at, x.dtype)):
+                to = builder.gep(target, [builder.add(at, ir.Constant(at.type, part * LANES))])
+                builder.store(values, builder.bitcast(to, place), align=4)
+
+        paired = builder.and_(width, ir.Constant(width.type, -2 * LANES))
+        step = ir.Constant(width.type, 2 * LANES)
+        with cgutils.for_range_slice(
+            builder, ir.Constant(width.type, 0), paired, step, width.type
+        ) as (at, _):
+            move(at, _load_pair)
+        with builder.if_then(builder.icmp_signed("<", paired, width)):
+            move(paired, _load_one)
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, types.CPointer(types.float32)), generate
 
 
 def _prefetch(builder: Any, pointer: Any) -> None:
@@ -193,18 +232,47 @@ def _row(builder: Any, start: Any, stride: Any, index: int) -> Any:
     return builder.gep(start, [builder.mul(stride, ir.Constant(stride.type, index))])
 
 
-def _load(builder: Any, pointer: Any, at: Any, dtype: Any) -> Any:
-    """`LANES` values at `pointer[at]` as float32."""
-    element = {types.float32: _F32, types.uint16: _I16, types.int8: ir.IntType(8)}[dtype]
+def _load_pair(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
+    """`2 * LANES` values at `pointer[at]` as two float32 vectors.
+
+    bfloat16 comes as even and odd values: a shift and a mask instead of two shuffles and two
+    shifts.
+    """
+    if dtype != types.uint16:
+        second = builder.add(at, ir.Constant(at.type, LANES))
+        return [_load_one(builder, pointer, place, dtype)[0] for place in (at, second)]
+    floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+    place = builder.bitcast(builder.gep(pointer, [at]), words.as_pointer())
+    pairs = builder.load(place, align=2)
+    even = builder.shl(pairs, ir.Constant(words, [16] * LANES))
+    odd = builder.and_(pairs, ir.Constant(words, [-0x10000] * LANES))
+    return [builder.bitcast(even, floats), builder.bitcast(odd, floats)]
+
+
+def _load_one(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
+    """`LANES` values at `pointer[at]` as one float32 vector."""
+    element, size = _STORED[dtype]
     place = builder.bitcast(builder.gep(pointer, [at]), ir.VectorType(element, LANES).as_pointer())
-    values = builder.load(place, align=element.width // 8 if dtype != types.float32 else 4)
+    values = builder.load(place, align=size)
     floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
     if dtype == types.uint16:
         shift = ir.Constant(words, [16] * LANES)
-        return builder.bitcast(builder.shl(builder.zext(values, words), shift), floats)
+        return [builder.bitcast(builder.shl(builder.zext(values, words), shift), floats)]
     if dtype == types.int8:
-        return builder.sitofp(builder.sext(values, words), floats)
-    return values
+        return [builder.sitofp(builder.sext(values, words), floats)]
+    return [values]
+
+
+def _store_sums(builder: Any, totals: list[Any], sums: Any) -> None:
+    """Each vector's lanes added by halves, always in the same order; four vectors at a time."""
+    whole = len(totals) // 4 * 4
+    for start in range(0, whole, 4):
+        four = _four_lane_sums(builder, totals[start : start + 4])
+        place = builder.gep(sums, [ir.Constant(_I32, start)])
+        builder.store(four, builder.bitcast(place, four.type.as_pointer()), align=4)
+    for index in range(whole, len(totals)):
+        place = builder.gep(sums, [ir.Constant(_I32, index)])
+        builder.store(_lane_sum(builder, totals[index]), place)
 
 
 def _lane_sum(builder: Any, vector: Any) -> Any:
@@ -214,3 +282,16 @@ def _lane_sum(builder: Any, vector: Any) -> Any:
         half = len(lanes) // 2
         lanes = [builder.fadd(a, b) for a, b in zip(lanes[:half], lanes[half:], strict=True)]
     return lanes[0]
+
+
+def _four_lane_sums(builder: Any, vectors: list[Any]) -> Any:
+    """Four vectors' `_lane_sum`s as one vector, added in the same order."""
+
+    def fold(a: Any, b: Any, left: list[int], right: list[int]) -> Any:
+        masks = (ir.Constant(ir.VectorType(_I32, 4), lanes) for lanes in (left, right))
+        return builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks))
+
+    halves = [fold(vector, vector, [0, 1, 2, 3], [4, 5, 6, 7]) for vector in vectors]
+    first = fold(halves[0], halves[1], [0, 1, 4, 5], [2, 3, 6, 7])
+    second = fold(halves[2], halves[3], [0, 1, 4, 5], [2, 3, 6, 7])
+    return fold(first, second, [0, 2, 4, 6], [1, 3, 5, 7])
