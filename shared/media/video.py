@@ -27,6 +27,8 @@ CONTAINERS = ("MP4", "MOV", "WebM", "Matroska", "AVI")
 # VP8 hides frames among its packets: only a decoder can count what is shown.
 _COUNTED_BY_DECODING = frozenset({"vp8"})
 
+_BORDER_PIXELS = 65_536
+
 RgbFrame = npt.NDArray[np.uint8]
 
 
@@ -103,13 +105,14 @@ def read_frames(data: bytes, indices: Sequence[int], max_pixels: int) -> Iterato
             if index is None:
                 return
             if num_decoded == index:
+                _check_pixels(frame.width, frame.height, max_pixels)
                 size = size or (frame.height, frame.width)
                 if (frame.height, frame.width) != size:
                     raise _refused(
                         f"frame {index} has {frame.width}x{frame.height} pixels, "
                         f"earlier ones have {size[1]}x{size[0]}"
                     )
-                yield frame.to_ndarray(format="rgb24")
+                yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
                 index = next(wanted, None)
             num_decoded += 1
     if index is not None:
@@ -123,18 +126,15 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[av.container.InputCo
     if reader is None:
         raise _refused(f"it is not a {', '.join(CONTAINERS)} file")
     try:
-        with av.open(io.BytesIO(data), format=reader) as container:
+        with av.open(io.BytesIO(data), "r", format=reader) as container:
             if not container.streams.video:
                 raise _refused("it has no video stream")
             stream = container.streams.video[0]
-            width, height = stream.width, stream.height
-            if width * height > max_pixels:
-                raise _refused(
-                    f"its frames have {width}x{height} = {width * height} pixels, "
-                    f"the limit is {max_pixels}"
-                )
-            # Frames may claim another size than the container: the decoder checks them, too.
-            stream.codec_context.options = {"max_pixels": str(max_pixels)}
+            _check_pixels(stream.width, stream.height, max_pixels)
+            # Frames may claim another size than the container, so the decoder is bounded, too; it
+            # counts the borders that it works with, which frames themselves must not.
+            most = 2 * max_pixels + _BORDER_PIXELS
+            stream.codec_context.options = {"max_pixels": str(most)}
             stream.codec_context.thread_count = 1
             yield container, stream
     except (RequestFailed, GeneratorExit):
@@ -142,6 +142,13 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[av.container.InputCo
     # FFmpeg raises nearly anything on damaged bytes; all of it means the same to the sender.
     except (av.error.FFmpegError, ValueError, OSError, EOFError, IndexError) as error:
         raise _refused(f"it cannot be decoded ({error})") from error
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise _refused(
+            f"its frames have {width}x{height} = {width * height} pixels, the limit is {max_pixels}"
+        )
 
 
 def _count(container: av.container.InputContainer, stream: Any, limit: float) -> int:

@@ -5,6 +5,7 @@ In: a family's name and a folder. Out: the folder as on the hub; a clip's file o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from shared.media.content_key import content_key
 from shared.media.picture import PictureLimits, open_picture
@@ -21,8 +24,8 @@ from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import ChatMessage, Picture, Prompt, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
-from tests.support.models import build_tiny_model
-from tests.support.tiny_tokenizer import TOKEN_IDS, tiny_tokenizer
+from tests.support.models import build_tiny_model, quiet, spread_weights
+from tests.support.tiny_tokenizer import TOKEN_IDS, VOCAB_SIZE, tiny_tokenizer
 
 VIDEO_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _SETTINGS = {
@@ -47,12 +50,19 @@ def build_video_folder(name: str, folder: Path) -> Path:
     """Weights, tokenizer, template and settings."""
     build_tiny_model(name, folder)
     config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = VOCAB_SIZE
     for kind in ("image", "video"):
-        assert TOKEN_IDS[f"<|{kind}_pad|>"] < config["text_config"]["vocab_size"]
         config[f"{kind}_token_id"] = TOKEN_IDS[f"<|{kind}_pad|>"]
     for end in ("start", "end"):
         config[f"vision_{end}_token_id"] = TOKEN_IDS[f"<|vision_{end}|>"]
     (folder / "config.json").write_text(json.dumps(config))
+    with quiet():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForImageTextToText.from_config(
+            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32
+        )
+        spread_weights(model, 0)
+        model.save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     (folder / "preprocessor_config.json").write_text(json.dumps(_SETTINGS))
@@ -112,11 +122,11 @@ def media_prompt(folder: Path, parts: Sequence[str | bytes]) -> Prompt:
 
 def _measured(data: bytes, spec: ModelSpec) -> Picture:
     assert spec.vision is not None
-    key = content_key("0" * 64, spec.fingerprint, spec.preprocessor_hash)
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = content_key(sha256, spec.fingerprint, spec.preprocessor_hash)
     if container_of(data):
         assert spec.vision.clips is not None
-        return Picture.of_clip(
-            "0" * 64, key, spec.vision.clips.measure(probe_video(data, VideoLimits()))
-        )
+        layout = spec.vision.clips.measure(probe_video(data, VideoLimits()))
+        return Picture.of_clip(sha256, key, layout)
     picture = open_picture(data, PictureLimits())
-    return Picture.of("0" * 64, key, spec.vision.sizing.measure(picture.height, picture.width))
+    return Picture.of(sha256, key, spec.vision.sizing.measure(picture.height, picture.width))
