@@ -9,12 +9,23 @@ BENCHES = {
     "overhead": "TTFT and time per token over HTTP, JetStream and UCX against one process",
     "transfer": "latency and bandwidth of pulling tensors between two processes",
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
+    "irp": "TTFT of requests with many pictures, spread over encoders or not; delays as compute",
+    "topologies": "separate stages against shared processes, eight workers; delays as compute",
+    "role_switching": "latency as the load moves, with role switches or not; delays as compute",
+    "encoder_memory": "bytes of an encode worker against a process of all stages",
+    "media_capacity": "pictures of a request and an encode batch in a fixed memory",
+    "colocated": "hand-over from prefill to decode in one process against two",
+    "kv_transfer": "from the first to the second token, by the way the KV travels",
     "packing": "prompts of unequal lengths, packed end to end against padded to the longest",
     "speculation": "decoding with guesses from the text itself against plain decoding, same tokens",
+    "embedding_cache": "time to the first token about pictures seen before against new ones",
     "prefix_cache": "measured hits of the prefix cache against a trie's, and what they save",
+    "role_switch": "a worker changes its role: seconds by the roles before and after",
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",
+    "optimizer": "goodput of the planner's choice against random configurations, simulated",
+    "planner_accuracy": "the planner's simulator against the running system at three rates",
     "accuracy": "the demo model's share of right answers through the running pipeline",
 }
 
@@ -25,7 +36,7 @@ def main() -> None:
     if name not in BENCHES:
         print("usage: python -m bench NAME [OPTIONS]\n")
         for bench, meaning in BENCHES.items():
-            print(f"  {bench:<14}{meaning}")
+            print(f"  {bench:<18}{meaning}")
         raise SystemExit(2 if name else 0)
     del sys.argv[1]
     importlib.import_module(f"bench.{name}").main()

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import re
 import signal
 import statistics
 import sys
@@ -28,36 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tokenizers import Tokenizer
 
-from bench.accuracy import png
 from bench.client import Timed, chat_body, stream
 from bench.floors import Floors, measure_floors
 from bench.peers import PEERS, peers_home
 from bench.processes import START_TIMEOUT_S, ForeignLoad, free_port, running
-from bench.prompts import PromptMaker
-from shared.messages.descriptor import SamplingParams
+from bench.workloads import WORKLOADS, Prompts, Workload, workloads_named
 
 TOPOLOGIES = {"triptych": (), "triptych-1": ("--topology", "1EPD")}
 """Our own sides: all stages apart, and all in one process."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A kind of request. `prompt_tokens`: of a whole text, or of the question on a picture."""
-
-    name: str
-    concurrency: int
-    prompt_tokens: int
-    picture_size: int = 0
-
-
-WORKLOADS = (
-    Workload("text, 1 stream", 1, 512),
-    Workload("text, 8 streams", 8, 512),
-    Workload("picture, 1 stream", 1, 16, 448),
-    Workload("picture, 8 streams", 8, 16, 448),
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench compare", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--peers", default=",".join(PEERS), help="names divided by commas")
+    every = ",".join(workload.key for workload in WORKLOADS)
+    parser.add_argument("--workloads", default=every, help=f"of {every}, divided by commas")
     parser.add_argument("--rounds", type=int, default=3, help="batches per side and workload (3)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer (64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for the peers")
@@ -99,6 +78,10 @@ def main() -> None:
     unknown = sorted(set(filter(None, options.peers.split(","))) - PEERS.keys())
     if unknown:
         parser.error(f"--peers: {', '.join(unknown)} unknown; known: {', '.join(PEERS)}")
+    try:
+        options.workloads = workloads_named(options.workloads)
+    except ValueError as error:
+        parser.error(str(error))
     # A stop from outside must end the servers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     floors = measure_floors(options.model, options.threads)
@@ -174,41 +157,12 @@ def _url(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-class Prompts:
-    """Unique prompts of an exact length: words that the tokenizer knows as one token each."""
-
-    def __init__(self, model_dir: Path) -> None:
-        tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        words = [word for word in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]{4,9}", word)]
-        self._words = sorted(word.replace("\u0120", " ") for word in words)
-        request = PromptMaker(model_dir).request([], " the", SamplingParams(max_tokens=1))
-        self._overhead = len(request.prompt_token_ids) - 1
-        self._rng = random.Random(time.time_ns())  # a fresh seed: nothing has seen these prompts
-
-    def make(self, workload: Workload) -> tuple[list[bytes], str]:
-        """Pictures and text of one request."""
-        pictures = []
-        count = workload.prompt_tokens
-        if workload.picture_size:
-            pictures.append(_noise(workload.picture_size, self._rng))
-        else:
-            count -= self._overhead
-        return pictures, "".join(self._rng.choices(self._words, k=count))
-
-
-def _noise(size: int, rng: random.Random) -> bytes:
-    from PIL import Image
-
-    coarse = Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3))
-    return png(coarse.resize((size, size), Image.Resampling.BICUBIC))
-
-
 def compare(sides: Sequence[Side], options: argparse.Namespace) -> list[Measured]:
     """Round by round, every side with the same requests, the order turning."""
     prompts, load = Prompts(options.model), ForeignLoad()
     measured = []
     for number in range(options.rounds + 1):
-        for workload in WORKLOADS:
+        for workload in options.workloads:
             requests = [prompts.make(workload) for _ in range(workload.concurrency)]
             turn = number % max(1, len(sides))
             for side in (*sides[turn:], *sides[:turn]):
@@ -252,6 +206,8 @@ def report(measured: Sequence[Measured], floors: Floors, num_tokens: int) -> str
     lines = []
     for workload in WORKLOADS:
         of_workload = [each for each in measured if each.workload == workload.name]
+        if not of_workload:
+            continue
         lines.append(f"\n{workload.name} (floor: {floor_of(floors, workload, num_tokens)})")
         lines.append(
             f"  {'':12}{'TTFT ms':>10}{'ratio':>7}{'decode/s':>10}{'ratio':>7}"

@@ -18,7 +18,16 @@ COMMANDS = {
     "up": ("services.launcher.up", "Start everything on this machine and serve"),
     "demo": ("services.launcher.demo", "Start everything, ask one question, stop"),
     "ask": ("services.ask.command", "Ask a running server about pictures"),
+    "role": ("services.role.command", "Show which stages workers host, or change one's"),
     "plan": ("services.planner.command", "Find how many workers of which kind a load needs"),
+    "profile": (
+        "services.planner.profiling.command",
+        "Measure how long a model's steps take on this machine",
+    ),
+    "planner": (
+        "services.planner.online.command",
+        "Watch a running system and switch workers between stages",
+    ),
     "gateway": ("services.gateway.__main__", "Run the HTTP gateway"),
     "encoder": ("services.encoder.__main__", "Run an encode worker"),
     "prefill": ("services.prefill.__main__", "Run a prefill worker"),
@@ -27,7 +36,7 @@ COMMANDS = {
 }
 """Name -> (module with `main(argv) -> None`, what it does)."""
 
-WORKERS = ("encoder", "prefill", "decode", "worker")
+WORKERS = ("profile", "encoder", "prefill", "decode", "worker")
 
 EXAMPLES = """\
 examples:
@@ -71,7 +80,7 @@ def run(command: str, arguments: list[str]) -> None:
 def missing_package(command: str, package: str) -> str:
     """Which extra to install for a package that is not there."""
     extra = "worker,ucx-cu12" if command in WORKERS else "gateway"
-    if command == "plan":
+    if command in ("plan", "planner"):
         extra = "planner"
     return f"the package {package} is missing: pip install 'triptych[{extra}]'"
 

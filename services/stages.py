@@ -16,13 +16,13 @@ from services.prefill.settings import PrefillSettings
 from shared.errors import SettingsError
 from shared.messages.control import Role
 from shared.runtime.flags import flag
-from shared.runtime.host import ModelFolder, Stage, serve_worker
-from shared.runtime.language import Language, open_language
+from shared.runtime.host import ModelFolder, serve_worker
+from shared.runtime.language import Language, join_language, open_language
 from shared.runtime.lifecycle import Stop, run_service
 from shared.runtime.scope import unwrapped
-from shared.runtime.settings import settings_or_exit
-from shared.runtime.topology import Stages, parse_stages
-from shared.runtime.worker import Worker
+from shared.runtime.settings import load_settings, settings_or_exit
+from shared.runtime.topology import Stages, name_of, parse_stages
+from shared.runtime.worker import Stage, Worker
 from shared.runtime.worker_settings import WorkerSettings
 
 PACKAGES: Mapping[Role, tuple[str, type[WorkerSettings]]] = {
@@ -95,33 +95,73 @@ def run_worker(argv: Sequence[str] | None) -> None:
     _run(parse_stages(settings.stages), settings)
 
 
-async def build_stages(worker: Worker, folder: ModelFolder, settings: WorkerSettings) -> Stage:
-    """Load what the worker's stages need, once, and join them to it.
+class StageBuilder:
+    """Builds the stages of one process, in one role after the other.
 
-    `settings` are those of every stage that it hosts. Only their modules are imported.
+    The language model and its KV cache are kept as long as each role uses them; they have the size
+    that the first such role asked for.
     """
-    language = await _language(worker, folder, settings)
-    stages: list[Stage] = []
-    for role in worker.stages:
-        build = _builder(role)
-        shared = () if role is Role.ENCODE else (language,)
-        stages.append(await build(worker, folder, settings, *shared))
-    return stages[0] if len(stages) == 1 else StageGroup(stages)
+
+    def __init__(self) -> None:
+        self._language: Language | None = None
+
+    async def __call__(
+        self, worker: Worker, folder: ModelFolder, settings: WorkerSettings
+    ) -> Stage:
+        """Load what the worker's stages need and the process has not, and join them to it.
+
+        `settings` are those that the process was started with. Only the stages' modules are
+        imported.
+        """
+        settings = settings_in_role(worker.stages, settings)
+        self._language = await self._open_language(worker, folder, settings)
+        stages: list[Stage] = []
+        for role in worker.stages:
+            build = _builder(role)
+            shared = () if role is Role.ENCODE else (self._language,)
+            stages.append(await build(worker, folder, settings, *shared))
+        return stages[0] if len(stages) == 1 else StageGroup(stages)
+
+    async def _open_language(
+        self, worker: Worker, folder: ModelFolder, settings: WorkerSettings
+    ) -> Language | None:
+        if not {Role.PREFILL, Role.DECODE} & set(worker.stages):
+            return None
+        if self._language is not None:
+            return join_language(worker, self._language)
+        assert isinstance(settings, PrefillSettings | DecodeSettings)
+        return await open_language(
+            worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
+        )
 
 
-async def _language(
-    worker: Worker, folder: ModelFolder, settings: WorkerSettings
-) -> Language | None:
-    if not {Role.PREFILL, Role.DECODE} & set(worker.stages):
-        return None
-    assert isinstance(settings, PrefillSettings | DecodeSettings)
-    return await open_language(
-        worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
-    )
+async def build_stages(worker: Worker, folder: ModelFolder, settings: WorkerSettings) -> Stage:
+    """The stages of a worker that keeps its role."""
+    return await StageBuilder()(worker, folder, settings)
+
+
+def settings_in_role(stages: Stages, started_with: WorkerSettings) -> WorkerSettings:
+    """The settings of a role: what the process was given for it, by flag, variable or file.
+
+    A process of one stage knows no flags of another's: their variables and defaults hold. Raises
+    `SettingsError`.
+    """
+    if isinstance(started_with, HostSettings):
+        return started_with.model_copy(update={"stages": ",".join(stages)})
+    wanted = PACKAGES[stages[0]][1] if len(stages) == 1 else HostSettings
+    if isinstance(started_with, wanted):
+        return started_with
+    argv = ["--stages", ",".join(stages)] if wanted is HostSettings else []
+    changed = load_settings(wanted, argv, f"triptych {name_of(stages)}")
+    given = {
+        name: getattr(started_with, name)
+        for name in started_with.model_fields_set & set(wanted.model_fields)
+    }
+    return changed.model_copy(update=given)
 
 
 def _run(stages: Stages, settings: WorkerSettings) -> None:
-    run_service(lambda stop: serve_worker(stages, settings, build_stages, stop))
+    run_service(lambda stop: serve_worker(stages, settings, StageBuilder(), stop))
 
 
 def _builder(role: Role) -> Callable[..., Awaitable[Stage]]:

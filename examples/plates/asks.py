@@ -17,13 +17,37 @@ from examples.plates.specs import DRAWN_COLOURS, SHAPES, PlateSpec, ShapesSpec, 
 
 
 @dataclass(frozen=True)
+class Things:
+    """Shapes that a question counts: of one colour, of one outline, or any (None)."""
+
+    colour: str | None = None
+    shape: str | None = None
+
+    @property
+    def words(self) -> str:
+        """Their name in a question, in the plural."""
+        names = (self.colour, self.shape or "shape")
+        return wording.plural(" ".join(name for name in names if name is not None))
+
+    def count(self, spec: Spec) -> int:
+        """How many of them a picture shows."""
+        items = spec.items if isinstance(spec, ShapesSpec) else ()
+        return sum(
+            self.colour in (None, item.colour) and self.shape in (None, item.shape)
+            for item in items
+        )
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One question, its only right answer, its kind, and the pictures that came with it."""
+    """One question, its only right answer, its kind, the pictures that came with it, and the shapes
+    that it counts."""
 
     question: str
     answer: str
     kind: str
     pictures: tuple[Spec, ...] = ()
+    things: Things | None = None
 
 
 Ask = Callable[[random.Random, tuple[Spec, ...]], Turn | None]
@@ -105,14 +129,15 @@ def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
         colour, shape = rng.choice(DRAWN_COLOURS), rng.choice(SHAPES)
     choice = rng.random()
     if choice < 0.5:
-        things = wording.plural(f"{colour} {shape}")
-        count = _groups(spec)[colour, shape]
-    elif choice < 0.75:
-        things = wording.plural(shape)
-        count = sum(other.shape == shape for other in spec.items)
+        things = Things(colour, shape)
     else:
-        things, count = "shapes", len(spec.items)
-    return Turn(rng.choice(wording.COUNT).format(things=things, where=where), str(count), "count")
+        things = Things(shape=shape) if choice < 0.75 else Things()
+    return _count_turn(rng, things, spec, where)
+
+
+def _count_turn(rng: random.Random, things: Things, spec: Spec, where: str) -> Turn:
+    question = rng.choice(wording.COUNT).format(things=things.words, where=where)
+    return Turn(question, str(things.count(spec)), "count", things=things)
 
 
 def ask_absent(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -124,8 +149,7 @@ def ask_absent(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     item = rng.choice(spec.items)
     near = [(c, item.shape) for c in DRAWN_COLOURS] + [(item.colour, s) for s in SHAPES]
     colour, shape = rng.choice([kind for kind in near if kind not in _groups(spec)])
-    things, where = wording.plural(f"{colour} {shape}"), _where(rng, scene, index)
-    return Turn(rng.choice(wording.COUNT).format(things=things, where=where), "0", "count")
+    return _count_turn(rng, Things(colour, shape), spec, _where(rng, scene, index))
 
 
 def ask_shape(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -198,9 +222,9 @@ ASKS: tuple[tuple[Ask, float], ...] = (
 )
 """Every question about pictures with its weight."""
 DRILLED: tuple[tuple[Ask, float], ...] = (
-    (ask_count, 3.0),
-    (ask_absent, 1.5),
-    (ask_which, 1.5),
+    (ask_count, 4.0),
+    (ask_absent, 2.0),
+    (ask_which, 1.0),
     (ask_all, 1.0),
     (ask_description, 1.0),
 )

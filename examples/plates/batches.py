@@ -55,6 +55,7 @@ class TextBatch:
     targets: IntArray  # [conversations, tokens]
     positions: IntArray  # [3, conversations, tokens]
     matches: IntArray  # [conversations, tokens]: see `ConversationCode`
+    tallies: IntArray  # [conversations, tokens, 4]: see `ConversationCode`
 
     @classmethod
     def padded(cls, codes: Sequence[ConversationCode], pad_id: int) -> TextBatch:
@@ -62,14 +63,21 @@ class TextBatch:
         longest = max(len(code.ids) for code in codes)
 
         def table(rows: Iterable[IntArray], fill: int) -> IntArray:
-            return np.stack([np.pad(r, (0, longest - len(r)), constant_values=fill) for r in rows])
+            return np.stack([_padded(row, longest, fill) for row in rows])
 
         return cls(
             table((code.ids for code in codes), pad_id),
             table((code.targets for code in codes), IGNORED),
             np.stack([table((code.positions[axis] for code in codes), 0) for axis in range(3)]),
             table((code.matches for code in codes), 0),
+            table((code.tallies for code in codes), 0),
         )
+
+
+def _padded(row: IntArray, length: int, fill: int) -> IntArray:
+    """`row` with its first axis filled up to `length`."""
+    missing = [(0, length - len(row)), *((0, 0) for _ in row.shape[1:])]
+    return np.pad(row, missing, constant_values=fill)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from examples.plates.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, TOKEN_PX
+from examples.plates.asks import Things
 from examples.plates.draw import draw, marks
 from examples.plates.palette import COLOUR_NAMES
-from examples.plates.questions import Conversation
+from examples.plates.questions import MAX_PICTURES, Conversation
 from examples.plates.specs import SHAPES, PlateSpec, Spec
 
 IntArray = NDArray[np.int64]
@@ -52,6 +53,7 @@ class ConversationCode:
     targets: IntArray  # [tokens]: the next token where it is to be learned, else IGNORED
     positions: IntArray  # [3, tokens]: M-RoPE's time, height, width
     matches: IntArray  # [tokens]: see `_Writer.match`
+    tallies: IntArray  # [tokens, 4]: see `_Writer.tally`
     pictures: tuple[PictureCode, ...]
 
 
@@ -133,7 +135,8 @@ def picture_positions(rows: int, columns: int) -> IntArray:
 def without_text(picture: PictureCode) -> ConversationCode:
     """A picture alone, to train the vision tower on."""
     nothing = np.zeros(0, dtype=np.int64)
-    return ConversationCode(nothing, nothing, np.zeros((3, 0), dtype=np.int64), nothing, (picture,))
+    positions, tallies = np.zeros((3, 0), dtype=np.int64), np.zeros((0, MAX_PICTURES), np.int64)
+    return ConversationCode(nothing, nothing, positions, nothing, tallies, (picture,))
 
 
 class Encoder:
@@ -166,6 +169,8 @@ class Encoder:
             writer.text(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
             if turn.kind == "which picture":
                 writer.match(begin, chat.specs)
+            if turn.things is not None:
+                writer.tally(begin, turn.things, chat.specs)
             writer.text(f"{turn.answer}<|im_end|>", learn=True)
             writer.text("\n")
         return writer.finish()
@@ -182,6 +187,7 @@ class _Writer:
         self._next = 0
         self._pictures: list[PictureCode] = []
         self._matches: dict[int, int] = {}
+        self._tallies: dict[int, IntArray] = {}
 
     @property
     def length(self) -> int:
@@ -212,6 +218,21 @@ class _Writer:
             if not word.isdigit():
                 return
 
+    def tally(self, begin: int, things: Things, shown: tuple[Spec, ...]) -> None:
+        """Notes, at the last token that names `things` from `begin` on, how many of them each
+        picture so far shows.
+
+        A token's note holds for each picture 0 for nothing, else 1 + the number of things.
+        """
+        counts = [1 + things.count(spec) for spec in shown[: len(self._pictures)]]
+        text = ""
+        for at in range(begin, len(self._ids)):
+            text += self._tokenizer.decode([self._ids[at]])
+            if text.endswith(things.words):
+                self._tallies[at] = np.pad(counts, (0, MAX_PICTURES - len(counts)))
+                return
+        raise ValueError(f"{things.words!r} does not end with a token of {text!r}")
+
     def text(self, text: str, *, learn: bool = False) -> None:
         ids = self._tokenizer.encode(text).ids
         self._ids += ids
@@ -238,4 +259,7 @@ class _Writer:
         positions = np.concatenate(self._positions, axis=1)
         matches = np.zeros_like(ids)
         matches[list(self._matches)] = list(self._matches.values())
-        return ConversationCode(ids, targets, positions, matches, tuple(self._pictures))
+        tallies = np.zeros((len(ids), MAX_PICTURES), dtype=np.int64)
+        for at, counts in self._tallies.items():
+            tallies[at] = counts
+        return ConversationCode(ids, targets, positions, matches, tallies, tuple(self._pictures))

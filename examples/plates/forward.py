@@ -26,6 +26,8 @@ PICTURE_HINT_LAYER = 2
 """Decoder layers after which a picture's tokens should know its number."""
 MATCH_HINT_LAYER = 3
 """Decoder layers after which the digits of a number asked for should know which pictures fit."""
+TALLY_HINT_LAYER = 3
+"""Decoder layers after which the name of things to count should know each picture's number."""
 HINT_SIZES = (1 + len(GLYPHS), 1 + len(COLOUR_NAMES), 2, 5)
 
 
@@ -42,6 +44,7 @@ class Hints(nn.Module):
         self.rest = nn.Linear(width, 5, bias=False)
         self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
         self.match = nn.Linear(language_width, MAX_PICTURES)
+        self.tally = nn.Linear(language_width, MAX_PICTURES * (1 + MAX_SHAPES))
 
     def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
         """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
@@ -94,11 +97,26 @@ class Hints(nn.Module):
         found = F.binary_cross_entropy_with_logits(logits, fits, weight=present, reduction="sum")
         return found / present.sum()
 
+    def tally_loss(self, hidden: Tensor, tallies: Tensor) -> Tensor:
+        """Cross-entropy of how many of the things asked for each picture shows, where they are
+        named.
+
+        hidden [conversations, tokens, width]; tallies [conversations, tokens, 4]: see
+        `ConversationCode`.
+        """
+        noted = tallies[:, :, 0] > 0
+        if not noted.any():
+            return hidden.new_zeros((), dtype=torch.float32)
+        states = F.rms_norm(hidden[noted].float(), hidden.shape[-1:])
+        logits = self.tally(states).float().view(-1, 1 + MAX_SHAPES)
+        return F.cross_entropy(logits, tallies[noted].flatten() - 1, ignore_index=-1)
+
 
 @dataclass(frozen=True)
 class Losses:
-    """answer: mean over learned tokens; hints, numbered, matched: see `Hints.loss`,
-    `Hints.picture_loss`, `Hints.match_loss`; right: share of learned tokens predicted.
+    """answer: mean over learned tokens; hints, numbered, matched, tallied: see `Hints.loss`,
+    `Hints.picture_loss`, `Hints.match_loss`, `Hints.tally_loss`; right: share of learned tokens
+    predicted.
 
     exact: [conversations, tokens] bool, false where a learned token would have come out wrong.
     """
@@ -107,6 +125,7 @@ class Losses:
     hints: Tensor
     numbered: Tensor
     matched: Tensor
+    tallied: Tensor
     right: float
     exact: Tensor
 
@@ -117,6 +136,7 @@ class Losses:
             "answer": self.answer,
             "numbered": self.numbered,
             "matched": self.matched,
+            "tallied": self.tallied,
         }
         return {name: value.item() for name, value in named.items()} | {"right": self.right}
 
@@ -214,7 +234,7 @@ def losses(
         hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
     if not batch.text.ids.size:
         nothing = hinted.new_zeros(())
-        return Losses(nothing, hinted, nothing, nothing, 0.0, torch.zeros(0, 0).bool())
+        return Losses(nothing, hinted, nothing, nothing, nothing, 0.0, torch.zeros(0, 0).bool())
     pictures = merged(model.model.visual, patches, batch)
     return replace(language_losses(model, hints, batch.text, pictures), hints=hinted)
 
@@ -239,6 +259,7 @@ def language_losses(
     starts = ids == model.config.vision_start_token_id
     numbered = hints.picture_loss(early, is_picture, starts)
     matched = hints.match_loss(out.hidden_states[MATCH_HINT_LAYER], torch.from_numpy(text.matches))
+    tallied = hints.tally_loss(out.hidden_states[TALLY_HINT_LAYER], torch.from_numpy(text.tallies))
     learned = targets != IGNORED
     logits = model.lm_head(hidden[learned])
     wanted = targets[learned]
@@ -246,4 +267,5 @@ def language_losses(
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
     nothing = answer.new_zeros(())
-    return Losses(answer, nothing, numbered, matched, hit.float().mean().item(), exact)
+    right = hit.float().mean().item()
+    return Losses(answer, nothing, numbered, matched, tallied, right, exact)

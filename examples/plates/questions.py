@@ -95,7 +95,8 @@ def ask(
     while True:
         if (turn := rng.choices(asks, weights)[0](rng, pictures)) is not None:
             question = _as_typed(rng, turn.question)
-            return Turn(question, turn.answer, turn.kind, pictures if show else ())
+            shown = pictures if show else ()
+            return Turn(question, turn.answer, turn.kind, shown, turn.things)
 
 
 def chat_turn(rng: random.Random) -> Turn:

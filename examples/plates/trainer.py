@@ -50,15 +50,11 @@ STAGES: tuple[Stage, ...] = (
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""
 MORE_STAGES: tuple[Stage, ...] = (
-    Stage(0.18, Diet(7, 6, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.7), hints=0.7),
-    Stage(0.40, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
-    Stage(0.79, Diet(8, 6, 4, batch_tokens=4000, bare_share=0.7, drill_share=0.7), hints=1.0),
-    Stage(0.91, Diet(12, 8, 4, batch_tokens=4000, drill_share=1.0), hints=0, learn_tower=False),
-    Stage(1.01, Diet(9, 4, 4, batch_tokens=4000, bare_share=0.15, drill_share=0.5), hints=0.5),
+    Stage(0.50, Diet(21, 10, 4, batch_tokens=4000, drill_share=0.8), hints=0, learn_tower=False),
+    Stage(1.01, Diet(22, 6, 4, batch_tokens=4000, bare_share=0.1, drill_share=0.5), hints=0.5),
 )
-"""For weights that know the pictures already: both together, the language model alone on stored
-pictures, the tower most of all, the language model on fresh pictures, for it learns the counts of
-stored ones by heart, and both together."""
+"""For weights that know the pictures already: the language model alone on fresh pictures, then both
+together."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,8 @@ FIRST_STORED_PICTURES = 3_000
 STEPS_PER_RENEWAL = 2
 MATCH_HINT = 0.6
 """Weight of the loss that says which pictures fit a number asked for."""
+TALLY_HINT = 0.6
+"""Weight of the loss that says how many of the things asked for each picture shows."""
 
 
 def rate_at(share: float, peak_rate: float) -> float:
@@ -226,6 +224,7 @@ class Trainer:
             found, conversations = source.losses()
             loss = found.answer + stage.hints * found.hints
             loss = loss + NUMBER_HINT * found.numbered + MATCH_HINT * found.matched
+            loss = loss + TALLY_HINT * found.tallied
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()

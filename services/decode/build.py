@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.decode.departure import Departure
 from services.decode.drafting import load_speculator
 from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler, ReservePolicy
@@ -44,21 +45,22 @@ async def build(
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
-    geometry = language.kv.geometry
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
+    tasks = await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask)
     return DecodeStage(
         worker,
-        await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask),
+        tasks,
         executor=DecodeExecutor(language.model, language.kv, speculator=speculator),
         scheduler=DecodeScheduler(
             language.pool,
             max_batch=settings.max_batch,
-            policy=reserve_policy(settings, geometry.bytes_per_block),
+            policy=reserve_policy(settings, language.kv.geometry.bytes_per_block),
         ),
         landing=landing,
-        geometry=geometry,
+        kv=language.kv,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         hand_over=language.hand_over,
+        departure=Departure(worker, tasks, language.kv, language.pool),
         grammars=Grammars(folder.directory, folder.spec),
     )

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 
-import torch
-
 from services.decode.batch import DecodeBatch
 from services.decode.plan import StepPlan
 from services.decode.sequence import Sequence
@@ -60,16 +58,6 @@ class DecodeExecutor:
         """
         logits = self._model(self._batch.pack(sequences), self._kv)
         return sample(logits, [sequence.state.row() for sequence in sequences])
-
-    def empty_landing(self, num_layers: int, num_tokens: int) -> torch.Tensor:
-        """Memory for arriving KV, `[layers, 2, num_tokens, kv_heads, head_dim]`."""
-        geometry = self._kv.geometry
-        shape = (num_layers, 2, num_tokens, geometry.num_kv_heads, geometry.head_dim)
-        return torch.empty(shape, dtype=self._kv.data.dtype, device=self._kv.device)
-
-    def scatter(self, block_ids: Sequences[int], values: torch.Tensor, layers: slice) -> None:
-        """Move arrived KV into a sequence's blocks."""
-        self._kv.scatter(block_ids, values, layers)
 
     def _speculate(self, sequences: Sequences[Sequence], speculator: Speculator) -> StepResult:
         drafts = speculator.draft(sequences, [self._room(sequence) for sequence in sequences])

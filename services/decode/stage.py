@@ -1,32 +1,36 @@
 """The decode stage: takes `DecodeTask`s, gives tokens until each answer is complete.
 
 A task is admitted when the scheduler has blocks for it and there is landing memory for its KV; the
-KV is pulled from the prefill worker, moved into the blocks, and the lease released. From then on
+KV is pulled from the prefill worker, moved into the blocks, and the lease released (`KvInlet`),
+often while the rest of its prompt is still being computed. From then on
 the sequence takes part in every step. A sequence that was prefilled in this very process comes
 without a task (see `HandOver`) or under a lease of its own; its blocks are taken over as they are.
 The task is acknowledged when its answer is complete: if this process dies, the redelivered task
 finds its KV gone and the gateway, which knows every token that reached the client, has the request
 computed again. The same happens to a sequence that gave its blocks to others and found no room in
-host memory.
+host memory. When the process changes its role, answers that would take too long go on elsewhere,
+with their KV.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence as Sequences
 
-import torch
-
+from services.decode.departure import Departure, leaves
 from services.decode.executor import DecodeExecutor, StepResult
+from services.decode.inlet import KvInlet, Withdrawn
 from services.decode.plan import StepPlan
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
 from shared.cache.block_pool import BlockHandle
-from shared.cache.geometry import KvGeometry
-from shared.errors import FailureKind, Outcome, RequestFailed, TransferError
+from shared.cache.kv_cache import KvCache
+from shared.clock import monotonic
+from shared.errors import BusError, FailureKind, RequestFailed
 from shared.messages.control import Role
-from shared.messages.descriptor import WorkerRef
+from shared.messages.descriptor import RequestDescriptor, TokenId, WorkerRef
 from shared.messages.events import Event, TokenEvent
 from shared.messages.work import DecodeTask
 from shared.model.grammar import Grammars, GrammarState
@@ -41,7 +45,8 @@ from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import DecodeMetrics
 from shared.transport.landing import Landing
-from shared.transport.tensors import byte_view
+
+logger = logging.getLogger(__name__)
 
 
 class DecodeStage:
@@ -55,21 +60,26 @@ class DecodeStage:
         executor: DecodeExecutor,
         scheduler: DecodeScheduler,
         landing: Landing,
-        geometry: KvGeometry,
+        kv: KvCache,
         pull_timeout_s: float,
         grammars: Grammars,
+        departure: Departure,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
         self._tasks = tasks
         self._executor = executor
         self._scheduler = scheduler
-        self._landing = landing
-        self._geometry = geometry
-        self._pull_timeout_s = pull_timeout_s
         self._grammars = grammars
         self._metrics = DecodeMetrics.create(worker.registry)
+        self._inlet = KvInlet(
+            worker, kv, landing, pull_timeout_s=pull_timeout_s, metrics=self._metrics
+        )
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
+        self._requests: dict[Sequence, RequestDescriptor] = {}
+        self._departure = departure
+        self._leave_by_s: float | None = None
+        self._step_s = 0.0
         self._sending: asyncio.Task[None] | None = None
         self._guard = StepGuard(Role.DECODE.value)
         self._work = Signal()
@@ -89,22 +99,26 @@ class DecodeStage:
             metrics=self._worker.metrics,
             heartbeat_s=self._worker.heartbeat_s,
         )
-        with unwrapped():
+        with unwrapped(), self._inlet:
             async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
                 handed_over = scope.create_task(self._take_from_here(stop))
+                leaving = scope.create_task(self._prepare_to_leave(stop))
                 await intake.run(stop, self._worker.drain_s)
                 await handed_over
                 steps.cancel()
+                leaving.cancel()
 
     async def step(self) -> None:
         """Compute the next tokens of every running sequence; they are sent during the next step."""
         plan = await self._work.until(self._scheduler.next_step)
         for sequence in plan.returned:
             self._end(sequence, _preempted())
+        started_s = monotonic()
         try:
             with self._metrics.step_s.time():
                 result = await self._worker.compute(self._executor.step, plan)
+            self._step_s = monotonic() - started_s
             self._guard.succeeded()
             self._measure(plan, result)
             events, ended = _taken_in(plan.batch, result)
@@ -124,9 +138,35 @@ class DecodeStage:
     async def _steps(self) -> None:
         try:
             while True:
+                await self._depart()
                 await self.step()
         finally:
             await self._sent()
+
+    async def _prepare_to_leave(self, stop: Stop) -> None:
+        """From a change of the process' role on, each step may send answers away."""
+        await stop.wait()
+        if stop.finish_s is not None:
+            self._leave_by_s = monotonic() + stop.finish_s
+
+    async def _depart(self) -> None:
+        """Send away the answers that would not be complete in time."""
+        if self._leave_by_s is None:
+            return
+        for sequence, request in list(self._requests.items()):
+            left_s = self._leave_by_s - monotonic()
+            if sequence.retired or not leaves(sequence.num_remaining, self._step_s, left_s):
+                continue
+            await self._sent()  # the next decoder's tokens come after ours
+            try:
+                if not len(sequence.blocks):  # it waits in host memory
+                    raise _preempted()
+                await self._departure.send(request, sequence)
+            except (BusError, RequestFailed) as error:
+                logger.warning("request %s goes on by recovery: %s", request.request_id, error)
+                self._end(sequence, _preempted())
+            else:
+                self._end(sequence)
 
     async def _take_from_here(self, stop: Stop) -> None:
         """Take what this process prefills until the stop; return when its answers are complete.
@@ -148,7 +188,9 @@ class DecodeStage:
         blocks = self._scheduler.try_admit(
             request.num_tokens, request.max_context_tokens, shared=prefilled.block_ids
         )
-        return self._generate(_handed_over(prefilled, blocks)) if blocks is not None else None
+        if blocks is None:
+            return None
+        return self._generate(_handed_over(prefilled, blocks), request)
 
     async def _send(self, events: list[tuple[WorkerRef, Event]]) -> None:
         """Begin to send a step's events; whatever runs next on the loop comes after them."""
@@ -191,23 +233,32 @@ class DecodeStage:
             complete.set_exception(error)
 
     async def _serve(self, task: DecodeTask, ticket: Ticket) -> None:
-        grammar = await self._grammars.open_for(task.request, task.last_token_id)
+        # A grammar that cannot be used is refused before anything is reserved.
+        await self._grammars.open_for(task.request)
         num_tokens, longest = task.kv.kv_len[0], task.request.max_context_tokens
         blocks = await self._room.until(
             lambda: self._scheduler.try_admit(num_tokens, longest, shared=self._own_blocks(task))
         )
         try:
-            if self._own_blocks(task):
-                ticket.admit()
-                await self._worker.transport.release(task.kv.tensor, task.request.request_id)
-            else:
-                await self._land(task, blocks, ticket)
-        except BaseException:
+            last_token_id = await self._received(task, blocks, ticket)
+            grammar = await self._grammars.open_for(task.request, last_token_id)
+        except BaseException as error:
             self._scheduler.withdraw(blocks)
             self._room.notify()
             self._work.notify()  # a sequence may have waited for these blocks
+            if isinstance(error, Withdrawn):
+                raise await error.when_nobody_else_ends_it() from error
             raise
-        await self._generate(_sequence(task, blocks, grammar))
+        ticket.began()
+        await self._generate(_sequence(task, last_token_id, blocks, grammar), task.request)
+
+    async def _received(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> TokenId:
+        """Bring the sequence's KV into its blocks; returns the newest token of its answer."""
+        if not self._own_blocks(task) or task.last_token_id is None:
+            return await self._inlet.receive(task, blocks, ticket)
+        ticket.admit()
+        await self._worker.transport.release(task.kv.tensor, task.request.request_id)
+        return task.last_token_id
 
     def _own_blocks(self, task: DecodeTask) -> tuple[int, ...]:
         """The blocks that this process has leased to the task; empty if others hold its KV."""
@@ -216,53 +267,11 @@ class DecodeStage:
             return ()
         return self._hand_over.leased(tensor.lease_id)
 
-    async def _land(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> None:
-        """Pull the KV into landing memory and move it into the sequence's blocks."""
-        num_layers, num_tokens = len(task.kv.kv_len), task.kv.kv_len[0]
-        num_bytes = task.kv.tensor.num_bytes
-        self._check_shape(task, num_layers, num_tokens)
-        async with self._landing.reserved(task.request.request_id, num_bytes):
-            ticket.admit()
-            values = self._executor.empty_landing(num_layers, num_tokens)
-            await self._pull(task, values)
-            await self._worker.compute(
-                self._executor.scatter, blocks.block_ids, values, slice(0, num_layers)
-            )
-
-    def _check_shape(self, task: DecodeTask, num_layers: int, num_tokens: int) -> None:
-        expected = (self._geometry.num_layers, num_tokens * self._geometry.bytes_per_token)
-        if (num_layers, task.kv.tensor.num_bytes) != expected:
-            raise RequestFailed(
-                FailureKind.INTERNAL,
-                f"KV of {num_layers} layers in {task.kv.tensor.num_bytes} bytes arrived, "
-                f"{expected[0]} layers in {expected[1]} bytes were expected",
-            )
-
-    async def _pull(self, task: DecodeTask, values: torch.Tensor) -> None:
-        ref = task.kv.tensor
-        try:
-            with (
-                tracing.span(names.TRANSFER_KV, num_bytes=ref.num_bytes),
-                self._metrics.kv_transfer_s.time(),
-            ):
-                await self._worker.transport.pull(
-                    ref, 0, byte_view(values), timeout_s=self._pull_timeout_s
-                )
-        except TransferError as error:
-            kind = (
-                FailureKind.INTERNAL
-                if error.outcome is Outcome.INCOMPATIBLE
-                else FailureKind.WORKER_LOST
-            )
-            raise RequestFailed(
-                kind, f"KV was not received: {error}", retryable=kind is FailureKind.WORKER_LOST
-            ) from error
-        await self._worker.transport.release(ref, task.request.request_id)
-
-    async def _generate(self, sequence: Sequence) -> None:
+    async def _generate(self, sequence: Sequence, request: RequestDescriptor) -> None:
         """Take part in every step until the answer is complete, failed or unwanted."""
         complete = asyncio.get_running_loop().create_future()
         self._complete[sequence] = complete
+        self._requests[sequence] = request
         self._scheduler.start(sequence)
         self._work.notify()
         try:
@@ -270,7 +279,7 @@ class DecodeStage:
                 await complete
         finally:
             self._scheduler.retire(sequence)
-            del self._complete[sequence]
+            del self._complete[sequence], self._requests[sequence]
             self._room.notify()
             self._work.notify()
 
@@ -307,22 +316,24 @@ def _preempted() -> RequestFailed:
     )
 
 
-def _sequence(task: DecodeTask, blocks: BlockHandle, grammar: GrammarState | None) -> Sequence:
+def _sequence(
+    task: DecodeTask, last_token_id: TokenId, blocks: BlockHandle, grammar: GrammarState | None
+) -> Sequence:
     return Sequence(
         request_id=task.request.request_id,
         attempt=task.request.attempt,
         gateway=task.request.gateway,
         sampling=task.request.sampling,
-        state=SamplingState.of(task.request, grammar, task.last_token_id),
+        state=SamplingState.of(task.request, grammar, last_token_id),
         blocks=blocks,
         kv_len=task.kv.kv_len[0],
         next_pos=task.kv.next_pos,
-        last_token_id=task.last_token_id,
+        last_token_id=last_token_id,
         next_index=task.next_index,
         history=[
             *task.request.prompt_token_ids,
             *task.request.emitted_token_ids,
-            task.last_token_id,
+            last_token_id,
         ],
     )
 

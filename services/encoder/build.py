@@ -41,7 +41,10 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
     limits = PictureLimits(settings.max_picture_bytes, settings.max_picture_pixels)
     preprocess = await asyncio.to_thread(PicturePreprocessor, folder.directory, limits)
     stores = await open_stores(
-        worker, media_ttl_s=settings.media_ttl_s, media_bytes=settings.media_store_bytes
+        worker,
+        media_ttl_s=settings.media_ttl_s,
+        media_bytes=settings.media_store_bytes,
+        registration_ttl_s=settings.registration_ttl_s,
     )
     return EncodeStage(
         worker,
@@ -52,4 +55,5 @@ async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) 
         pool_bytes=settings.embedding_pool_bytes,
         bytes_per_token=folder.spec.embedding_width * DTYPE_BYTES[folder.dtype],
         max_held=settings.max_held,
+        preprocess_threads=settings.preprocess_threads,
     )

@@ -21,6 +21,19 @@ class EncodeJob(Protocol):
 
 J = TypeVar("J", bound=EncodeJob)
 
+SPREAD_S = 0.002
+"""About the time in which an idle worker's call for a task reaches the bus."""
+
+
+def take_delay_s(num_held: int, num_encoders: int) -> float:
+    """How long an encoder that holds so many pictures leaves the next one to others.
+
+    The less an encoder holds the sooner it asks, so that the pictures of one request are spread
+    over all encoders instead of lining up at the one that happened to ask twice. Alone it asks at
+    once.
+    """
+    return SPREAD_S * num_held if num_encoders > 1 else 0.0
+
 
 class EncodeScheduler(Generic[J]):
     """Packs waiting pictures into batches of at most `max_batch_patches` patches.

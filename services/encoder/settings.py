@@ -29,6 +29,13 @@ class EncoderSettings(WorkerSettings):
         description="Pictures that are fetched, preprocessed or encoded at the same time",
         json_schema_extra=flag("max-held", "PICTURES"),
     )
+    preprocess_threads: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Threads that decode, resize and cut pictures while the tower computes others",
+        json_schema_extra=flag("preprocess-threads", "THREADS"),
+    )
     embedding_pool_bytes: ByteSize = bytes_field(
         512 * MIB, "embedding-pool-bytes", "Memory for finished embeddings, leased and cached"
     )

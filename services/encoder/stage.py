@@ -1,34 +1,35 @@
 """The encode stage: takes `EncodeTask`s, announces embeddings.
 
-A task's picture is fetched from the media store, preprocessed in a thread, batched with others by
-patch budget, embedded, kept in a bounded pool, exposed under a lease and announced in the
-`embeddings` bucket. The lease is held by the request; when it is released or lapses the embedding
-stays in the pool as a cache entry until its memory is needed. The same picture asked for twice is
-embedded once. If this process dies before it announced, the task returns to the queue.
+A task's picture is fetched from the media store, preprocessed in a bounded pool of threads, batched
+with others by patch budget, embedded, and put on the shelf, which offers it to all. The same
+picture asked for twice is embedded once, here and in the whole cluster: a task whose embedding
+another worker has or makes ends at once. If this process dies before it announced, the task returns
+to the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 
 from services.encoder.executor import EncodeExecutor
-from services.encoder.scheduler import EncodeScheduler
+from services.encoder.scheduler import EncodeScheduler, take_delay_s
+from services.encoder.shelf import Shelf
 from shared.bus import subjects
-from shared.bus.base import KeyValue, ObjectStore, WorkQueue
-from shared.cache.embedding_pool import EmbeddingPool
+from shared.bus.base import ObjectStore, WorkQueue
 from shared.clock import wall
 from shared.errors import FailureKind, ObjectMissing, RequestFailed
-from shared.messages.codec import encode
 from shared.messages.control import Role
 from shared.messages.descriptor import MediaItem
-from shared.messages.refs import EmbeddingRef, embedding_lease_id
 from shared.messages.work import EncodeTask
 from shared.model.towers.pixels import Pixels
+from shared.runtime.directory import WorkerDirectory
+from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
@@ -37,8 +38,6 @@ from shared.runtime.step_guard import StepGuard
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
-from shared.transport.base import Segment
-from shared.transport.tensors import byte_view
 
 Preprocess = Callable[[bytes], Pixels]
 
@@ -48,6 +47,7 @@ class EncodeJob:
     """One picture on its way through the tower."""
 
     pixels: Pixels
+    began: Callable[[], None]
     done: asyncio.Future[torch.Tensor] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -66,7 +66,9 @@ class EncodeStores:
 
     tasks: WorkQueue[EncodeTask]
     media: ObjectStore
-    announcements: KeyValue
+    index: EmbeddingIndex
+    encoders: Callable[[], int]
+    """How many encoders live."""
 
 
 class EncodeStage:
@@ -83,6 +85,7 @@ class EncodeStage:
         pool_bytes: int,
         bytes_per_token: int,
         max_held: int,
+        preprocess_threads: int,
     ) -> None:
         self._metrics = EncoderMetrics.create(worker.registry)
         self._worker = worker
@@ -92,12 +95,16 @@ class EncodeStage:
         self._scheduler = scheduler
         self._bytes_per_token = bytes_per_token
         self._max_held = max_held
-        self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes)
-        self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._pending: set[str] = set()  # content keys that are being embedded right now
         self._guard = StepGuard(Role.ENCODE.value)
         self._work = Signal()
         self._room = Signal()
+        self._shelf = Shelf(worker, stores.index, pool_bytes, self._room)
+        self._pool = self._shelf.pool
+        self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
+        self._threads = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="preprocess")
+        self._num_held = 0
+        self._next_take_s = 0.0
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish what was taken."""
@@ -105,23 +112,33 @@ class EncodeStage:
             self._stores.tasks,
             self._serve,
             stage=Role.ENCODE.value,
-            has_room=lambda: intake.num_held < self._max_held,
+            has_room=self._may_take,
             room=self._room,
             events=self._worker.events,
             cancellations=self._worker.cancellations,
             metrics=self._worker.metrics,
             heartbeat_s=self._worker.heartbeat_s,
         )
-        with unwrapped():
-            async with asyncio.TaskGroup() as scope:
-                steps = scope.create_task(self._steps())
-                await intake.run(stop, self._worker.drain_s)
-                steps.cancel()
+        try:
+            with unwrapped():
+                async with asyncio.TaskGroup() as scope:
+                    background = [
+                        scope.create_task(self._steps()),
+                        scope.create_task(self._stores.index.run()),
+                    ]
+                    await intake.run(stop, self._worker.drain_s)
+                    for task in background:
+                        task.cancel()
+        finally:
+            # Not waiting: a picture that is being decoded must not hold up the stop.
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def step(self) -> None:
         """Embed the next batch and hand each picture to the request that waits for it."""
         batch = await self._work.until(self._scheduler.next_batch)
         started_s = wall()
+        for job in batch:
+            job.began()
         try:
             embeddings = await self._worker.compute(self._executor.run, [j.pixels for j in batch])
         except Exception as error:
@@ -135,6 +152,7 @@ class EncodeStage:
         ended_s = wall()
         self._metrics.forward_s.observe(ended_s - started_s)
         self._metrics.batch_items.observe(len(batch))
+        self._metrics.encoded.inc(len(batch))
         for job, embedding in zip(batch, embeddings, strict=True):
             job.started_s, job.ended_s = started_s, ended_s
             if not job.done.done():
@@ -144,22 +162,36 @@ class EncodeStage:
         while True:
             await self.step()
 
+    def _may_take(self) -> bool:
+        return self._num_held < self._max_held and time.monotonic() >= self._next_take_s
+
     async def _serve(self, task: EncodeTask, ticket: Ticket) -> None:
-        key = task.item.content_key
+        self._num_held += 1
+        delay_s = take_delay_s(self._num_held, self._stores.encoders())
+        if delay_s:
+            self._next_take_s = time.monotonic() + delay_s
+            asyncio.get_running_loop().call_later(delay_s, self._room.notify)
+        try:
+            await self._announced(task, ticket)
+        finally:
+            self._num_held -= 1
+
+    async def _announced(self, task: EncodeTask, ticket: Ticket) -> None:
         if self._num_bytes(task.item) > self._pool.max_bytes:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
                 f"a picture of {task.item.num_tokens} tokens takes {self._num_bytes(task.item)} "
                 f"bytes, an encoder's pool holds {self._pool.max_bytes}",
             )
-        await self._ensure(task.item, ticket)
-        embedding = self._pool.pin(key)
-        ref = self._expose(task, embedding)
-        await self._stores.announcements.put(key, encode(ref))
+        if self._shelf.is_elsewhere(task):
+            self._metrics.spared.inc()
+            return
+        await self._ensure(task, ticket)
+        await self._shelf.announce(task)
 
-    async def _ensure(self, item: MediaItem, ticket: Ticket) -> None:
+    async def _ensure(self, task: EncodeTask, ticket: Ticket) -> None:
         """Return when the pool holds the item's embedding, which this or another task computed."""
-        key = item.content_key
+        key = task.item.content_key
         if key in self._pool:
             self._metrics.cache_hits.inc()
         while self._pool.get(key) is None:
@@ -168,8 +200,9 @@ class EncodeStage:
                 await self._room.until(lambda: key not in self._pending)
                 continue
             self._pending.add(key)
+            self._shelf.claim(task)
             try:
-                await self._compute(item, ticket)
+                await self._compute(task.item, ticket)
             finally:
                 self._pending.discard(key)
                 self._room.notify()
@@ -179,7 +212,7 @@ class EncodeStage:
         await self._room.until(lambda: self._pool.try_reserve(key, num_bytes))
         ticket.admit()
         try:
-            embedding = await self._embed(await self._fetch(item), item)
+            embedding = await self._embed(await self._fetch(item), ticket)
             self._pool.fill(key, embedding)
         except BaseException:
             self._pool.discard(key)
@@ -196,9 +229,10 @@ class EncodeStage:
             ) from error
         with (
             tracing.span(names.PREPROCESS, num_bytes=len(data)),
-            self._metrics.preprocess_s.time(),
+            self._metrics.preprocess_queue.track_inprogress(),
         ):
-            pixels = await asyncio.to_thread(self._preprocess, data)
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._threads, self._preprocessed, data)
         if pixels.grid_thw != item.grid_thw:
             raise RequestFailed(
                 FailureKind.INTERNAL,
@@ -207,8 +241,8 @@ class EncodeStage:
             )
         return pixels
 
-    async def _embed(self, pixels: Pixels, item: MediaItem) -> torch.Tensor:
-        job = EncodeJob(pixels)
+    async def _embed(self, pixels: Pixels, ticket: Ticket) -> torch.Tensor:
+        job = EncodeJob(pixels, ticket.began)
         self._scheduler.add(job)
         self._work.notify()
         try:
@@ -223,36 +257,25 @@ class EncodeStage:
         )
         return embedding
 
-    def _expose(self, task: EncodeTask, embedding: torch.Tensor) -> EmbeddingRef:
-        key = task.item.content_key
-
-        def released() -> None:
-            self._pool.unpin(key)
-            self._room.notify()
-
-        tensor = self._worker.transport.expose(
-            embedding_lease_id(task.request_id, task.attempt, uuid.uuid4().hex[:12]),
-            [Segment(embedding.nbytes, lambda: byte_view(embedding), is_instant=True)],
-            holders=[task.request_id],
-            on_release=released,
-        )
-        num_tokens, hidden_size = embedding.shape
-        return EmbeddingRef(
-            content_key=key, num_tokens=num_tokens, hidden_size=hidden_size, tensor=tensor
-        )
+    def _preprocessed(self, data: bytes) -> Pixels:
+        """In a thread of the pool; what is metered is the work without the wait for a thread."""
+        with self._metrics.preprocess_s.time():
+            return self._preprocess(data)
 
     def _num_bytes(self, item: MediaItem) -> int:
         return item.num_tokens * self._bytes_per_token
 
 
-async def open_stores(worker: Worker, *, media_ttl_s: float, media_bytes: int) -> EncodeStores:
+async def open_stores(
+    worker: Worker, *, media_ttl_s: float, media_bytes: int, registration_ttl_s: float
+) -> EncodeStores:
     """The stage's bus objects, made if they do not exist."""
+    directory = WorkerDirectory(worker.bus, ttl_s=registration_ttl_s, model=worker.model)
     return EncodeStores(
         tasks=await worker.bus.work_queue(subjects.work(Role.ENCODE, worker.model), EncodeTask),
         media=await worker.bus.object_store(
             subjects.MEDIA_BUCKET, ttl_s=media_ttl_s, max_bytes=media_bytes
         ),
-        announcements=await worker.bus.key_value(
-            subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S
-        ),
+        index=await open_index(worker.bus, directory, worker.cancellations),
+        encoders=lambda: len(directory.live(Role.ENCODE)),
     )

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.problems import Problem, problem_of
+from services.gateway.roles import role_routes
 from services.gateway.routes import Parts, client_routes, operator_routes
 
 
@@ -17,6 +18,7 @@ def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Triptych", docs_url="/docs", redoc_url=None)
     app.include_router(client_routes(parts))
     app.include_router(operator_routes(parts))
+    app.include_router(role_routes(parts.roles))
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_defect)
     return app

@@ -1,23 +1,26 @@
 """Puts a request on the bus: picture files first, then all of its tasks at once.
 
 Encode and prefill tasks are published together: prefill waits for the embeddings it needs while
-the encoders work. A request without pictures never touches encode. Message ids name request,
-attempt and task, so a task that is published twice is queued once.
+the encoders work. A request without pictures never touches encode, nor does one whose embeddings
+some worker has, or makes for another request. Every other picture is a task of its own, so all
+encoders take part. Message ids name request, attempt and task, so a task that is published twice is
+queued once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from shared.bus import subjects
 from shared.bus.base import Bus, ObjectStore, WorkQueue
 from shared.clock import Clock, monotonic
 from shared.messages.control import Role
-from shared.messages.descriptor import MediaItem, RequestDescriptor
+from shared.messages.descriptor import RequestDescriptor
 from shared.messages.work import EncodeTask, PrefillTask
+from shared.runtime.embedding_index import EmbeddingIndex
 from shared.telemetry import names, tracing
 
 MAX_REMEMBERED = 16_384
@@ -40,18 +43,25 @@ async def open_queues(bus: Bus, model: str) -> WorkQueues:
 
 
 class Dispatcher:
-    """Publishes attempts. `store_ttl_s` is how long the media store keeps what it was given."""
+    """Publishes attempts. `store_ttl_s` is how long the media store keeps what it was given.
+
+    `count` hears of every picture whether its embedding is `cached`, `joined` or `queued`.
+    """
 
     def __init__(
         self,
         queues: WorkQueues,
         media: ObjectStore,
+        index: EmbeddingIndex,
         *,
         store_ttl_s: float,
+        count: Callable[[str], None] = lambda outcome: None,
         clock: Clock = monotonic,
     ) -> None:
         self._queues = queues
         self._media = media
+        self._index = index
+        self._count = count
         # Twice as often as needed: the store must outlive the request, not just its beginning.
         self._trust_s = store_ttl_s / 2
         self._clock = clock
@@ -64,7 +74,9 @@ class Dispatcher:
                 await _all(self._store(name, data) for name, data in media.items())
         with tracing.span(names.DISPATCH, attempt=request.attempt):
             headers = tracing.inject()
-            await _all(self._puts(request, headers))
+            tasks = self._encode_tasks(request)
+            await _all(self._index.put(task.claim()) for task in tasks)
+            await _all(self._puts(request, tasks, headers))
 
     def forget(self, media: Mapping[str, bytes]) -> None:
         """The store turned out not to have these files: store them again next time."""
@@ -81,30 +93,33 @@ class Dispatcher:
         if len(self._stored_s) > MAX_REMEMBERED:
             self._stored_s.popitem(last=False)
 
+    def _encode_tasks(self, request: RequestDescriptor) -> list[EncodeTask]:
+        """One for each picture that nobody has and nobody makes; the same one twice is one."""
+        tasks = []
+        for key, item in {item.content_key: item for item in request.media}.items():
+            claim = self._index.claim_of(key)
+            if self._index.find(key) is not None:
+                self._count("cached")
+            elif claim is not None and claim.request_id != request.request_id:
+                self._count("joined")
+            else:  # also where an earlier attempt of this very request claimed it
+                self._count("queued")
+                task = EncodeTask.of(request, item)
+                self._index.note(task.claim())
+                tasks.append(task)
+        return tasks
+
     def _puts(
-        self, request: RequestDescriptor, headers: Mapping[str, str]
+        self, request: RequestDescriptor, tasks: Iterable[EncodeTask], headers: Mapping[str, str]
     ) -> Iterator[Coroutine[None, None, None]]:
         prefix = f"{request.request_id}:{request.attempt}"
-        # The same picture twice in a request is encoded once.
-        items = {item.content_key: item for item in request.media}
-        for index, item in enumerate(items.values()):
+        for task in tasks:
             yield self._queues.encode.put(
-                _encode_task(request, item), message_id=f"{prefix}:encode:{index}", headers=headers
+                task, message_id=f"{prefix}:encode:{task.item.content_key}", headers=headers
             )
         yield self._queues.prefill.put(
             PrefillTask(request=request), message_id=f"{prefix}:prefill", headers=headers
         )
-
-
-def _encode_task(request: RequestDescriptor, item: MediaItem) -> EncodeTask:
-    return EncodeTask(
-        request_id=request.request_id,
-        attempt=request.attempt,
-        gateway=request.gateway,
-        model=request.model,
-        item=item,
-        deadline_unix_s=request.deadline_unix_s,
-    )
 
 
 async def _all(work: Iterator[Coroutine[None, None, None]]) -> None:

@@ -23,6 +23,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.pictures import PictureLoader
 from services.gateway.recovery import RecoveryPolicy
+from services.gateway.roles import Roles
 from services.gateway.routes import Parts
 from services.gateway.runner import Runner
 from services.gateway.settings import GatewaySettings
@@ -30,16 +31,18 @@ from services.gateway.streams import Streams
 from services.gateway.traces import TraceStore
 from services.gateway.workers import Workers
 from shared.bus import subjects
-from shared.bus.base import Bus
+from shared.bus.base import Bus, Headers
 from shared.bus.dead_letters import DeadLetterWatcher
 from shared.media.fetch import FetchPolicy, MediaFetcher
 from shared.media.picture import PictureLimits
 from shared.media.video import VideoLimits
-from shared.messages.control import Role
+from shared.messages.control import CancelRequest, Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import EventBatch
 from shared.messages.telemetry import SpanBatch
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask, Task
+from shared.runtime.cancellations import Cancellations
+from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.keep_running import keep_running
 
 
@@ -63,8 +66,9 @@ async def open_gateway(
         pool = scope.enter_context(_threads(settings.media.threads))
         scope.push_async_callback(fetcher.close)
         liveness = await scope.enter_async_context(_liveness(bus, me, streams))
+        index = await scope.enter_async_context(_embedding_index(bus, workers))
         runner = Runner(
-            await _dispatcher(settings, model, bus),
+            await _dispatcher(settings, model, bus, index, metrics),
             streams,
             liveness,
             workers,
@@ -82,7 +86,7 @@ async def open_gateway(
         )
         _watch(metrics, admission, streams)
         await scope.enter_async_context(_listening(bus, me, model.name, streams, traces))
-        yield Parts(chat, health, metrics, traces, int(time.time()))
+        yield Parts(chat, health, metrics, traces, Roles(bus, workers), int(time.time()))
 
 
 @asynccontextmanager
@@ -111,14 +115,50 @@ def _work_subjects(model: str) -> dict[str, type[Task]]:
     return {subjects.work(role, model): kind for role, kind in kinds.items()}
 
 
-async def _dispatcher(settings: GatewaySettings, model: ServedModel, bus: Bus) -> Dispatcher:
+async def _dispatcher(
+    settings: GatewaySettings,
+    model: ServedModel,
+    bus: Bus,
+    index: EmbeddingIndex,
+    metrics: GatewayMetrics,
+) -> Dispatcher:
     media = await bus.object_store(
         subjects.MEDIA_BUCKET,
         ttl_s=settings.media.store_ttl_s,
         max_bytes=settings.media.store_bytes,
     )
     queues = await open_queues(bus, model.name)
-    return Dispatcher(queues, media, store_ttl_s=settings.media.store_ttl_s)
+    return Dispatcher(
+        queues,
+        media,
+        index,
+        store_ttl_s=settings.media.store_ttl_s,
+        count=lambda outcome: metrics.embeddings.labels(outcome).inc(),
+    )
+
+
+@asynccontextmanager
+async def _embedding_index(bus: Bus, workers: Workers) -> AsyncIterator[EmbeddingIndex]:
+    """The cluster's index, followed within; it hears the cancellations of all gateways."""
+    cancellations = Cancellations()
+
+    async def on_cancel(message: CancelRequest, headers: Headers) -> None:
+        cancellations.cancel(message.request_id, message.attempt)
+
+    index = EmbeddingIndex(
+        await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S),
+        is_gone=workers.is_gone,
+        is_cancelled=cancellations.is_cancelled,
+    )
+    subscription = await bus.subscribe(subjects.CANCEL, CancelRequest, on_cancel)
+    following = asyncio.create_task(keep_running(index.run, "embedding index"))
+    try:
+        yield index
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        await subscription.close()
 
 
 def _ingest(

@@ -50,6 +50,11 @@ class GatewayMetrics:
             "request_failure", "Requests that ended with an error, by HTTP status", ["status"]
         )
         self.disconnects = self._counter("client_disconnects", "Clients that went away early")
+        self.embeddings = self._counter(
+            "request_embeddings",
+            "Pictures of requests, by whether a worker has the embedding, makes it or is asked to",
+            ["outcome"],
+        )
         self.resubmissions = self._counter(
             "request_resubmissions", "Attempts that were given up and made again", ["trouble"]
         )

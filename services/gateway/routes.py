@@ -13,6 +13,7 @@ from services.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from services.gateway.openai_answers import model_list
 from services.gateway.openai_schema import ChatRequest
 from services.gateway.problems import Problem
+from services.gateway.roles import Roles
 from services.gateway.traces import TraceStore
 
 # The body is read by hand, within limits; this is for the API's own description.
@@ -32,6 +33,7 @@ class Parts:
     health: Health
     metrics: GatewayMetrics
     traces: TraceStore
+    roles: Roles
     started_unix_s: int
 
 

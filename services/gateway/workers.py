@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from shared.messages.control import Role
+from shared.messages.control import Registration, Role
 from shared.messages.descriptor import WorkerRef
 
 
@@ -13,6 +13,10 @@ class Workers(Protocol):
 
     def is_served(self, role: Role) -> bool:
         """Whether a live and ready worker hosts this stage."""
+        ...
+
+    def live(self) -> list[Registration]:
+        """Every registered worker, in order of their names."""
         ...
 
     def is_gone(self, worker: WorkerRef) -> bool:

@@ -75,6 +75,9 @@ class Board:
         if line.weights_fraction is not None:
             row.state, row.weights_fraction = "loading", line.weights_fraction
             self._changed(None)
+        if line.new_stages:
+            row.stages = " ".join(line.new_stages)
+            self._changed(f"{name}: hosts {row.stages}")
         if line.says_ready:
             row.state, row.weights_fraction, row.detail = "ready", None, ""
             self._said_ready(name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+STAGES = frozenset({"encode", "prefill", "decode"})
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -38,6 +39,13 @@ class LogLine:
     @property
     def says_ready(self) -> bool:
         return self.event in ("ready", "Server is ready")  # ours, nats-server's
+
+    @property
+    def new_stages(self) -> tuple[str, ...]:
+        """What a worker hosts from now on, where the line tells."""
+        stages = self.fields.get("stages") if self.event == "role_changed" else None
+        names = stages.split(",") if isinstance(stages, str) else []
+        return tuple(names) if names and set(names) <= STAGES else ()
 
     def __str__(self) -> str:
         details = " ".join(f"{name}={value}" for name, value in self.fields.items())

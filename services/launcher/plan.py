@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from services.launcher.settings import LauncherSettings
@@ -37,6 +37,21 @@ class ProcessSpec:
     stop_rank: StopRank
     environment: Mapping[str, str] = field(default_factory=dict)
     stages: str = ""
+
+
+def in_role(spec: ProcessSpec, stages: tuple[str, ...]) -> ProcessSpec:
+    """The same worker, started to host these stages. A spec of anything else stays as it is."""
+    if spec.stop_rank is not StopRank.WORKER or not stages:
+        return spec
+    service = SERVICES[Role(stages[0])] if len(stages) == 1 else "worker"
+    command = list(spec.command)
+    command[2] = f"services.{service}"
+    if "--stages" in command:
+        at = command.index("--stages")
+        del command[at : at + 2]
+    if len(stages) > 1:
+        command += ["--stages", ",".join(stages)]
+    return replace(spec, command=tuple(command), stages=" ".join(stages))
 
 
 MIN_THREADS = 2

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from services.launcher.child import Child
 from services.launcher.log_line import LogLine
-from services.launcher.plan import ProcessSpec, StopRank
+from services.launcher.plan import ProcessSpec, StopRank, in_role
 from services.launcher.restart import GiveUp, RestartHistory, RestartPolicy, after_exit
 from shared.clock import Clock, monotonic
 from shared.errors import SettingsError, TriptychError
@@ -54,6 +54,7 @@ class Supervisor:
         self._clock = clock
         self._children: dict[str, Child] = {}
         self._histories: dict[str, RestartHistory] = {}
+        self._specs: dict[str, ProcessSpec] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._gave_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -104,11 +105,16 @@ class Supervisor:
         await asyncio.gather(*map(stop_one, children))
 
     async def _start_child(self, spec: ProcessSpec) -> Child:
-        child = await Child.start(spec, lambda line: self._watcher.said(spec.name, line))
+        child = await Child.start(spec, lambda line: self._heard(spec, line))
         self._children[spec.name] = child
         self._histories.setdefault(spec.name, RestartHistory())
         self._watcher.started(spec.name, child.pid)
         return child
+
+    def _heard(self, spec: ProcessSpec, line: LogLine) -> None:
+        if line.new_stages:
+            self._specs[spec.name] = in_role(spec, line.new_stages)
+        self._watcher.said(spec.name, line)
 
     async def _keep(self, spec: ProcessSpec, child: Child) -> None:
         while True:
@@ -125,6 +131,8 @@ class Supervisor:
             self._histories[spec.name] = verdict.history
             del self._children[spec.name]
             await asyncio.sleep(verdict.delay_s)
+            # As what it was last, which need not be what it was first.
+            spec = self._specs.get(spec.name, spec)
             child = await self._start_child(spec)
 
     def _keeper_done(self, keeper: asyncio.Task[None]) -> None:

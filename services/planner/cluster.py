@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 
 from shared.errors import SettingsError
 from shared.runtime.topology import Stages, parse_topology
@@ -13,16 +14,25 @@ class Links:
     """Seconds that a hop takes and how fast tensors travel.
 
     `queue_hop_s` is from `put` to a waiting worker (JetStream), `token_hop_s` from a worker to the
-    gateway.
+    gateway, `pull_s` what a transfer takes beside its bytes, `store_s` one picture into the media
+    store or out of it, `step_s` what a worker does around a step (the way to the compute thread and
+    back, telling the gateway), `gateway_s` from a request's arrival to its tasks, `token_s` what
+    the gateway does with one token, which delays only those that share its cores.
     """
 
     queue_hop_s: float = 0.001
     token_hop_s: float = 0.0005
     pull_s: float = 0.0005
     bytes_per_s: float = 1e9
+    store_s: float = 0.0
+    step_s: float = 0.0
+    gateway_s: float = 0.0
+    token_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.queue_hop_s, self.token_hop_s, self.pull_s) < 0 or self.bytes_per_s <= 0:
+        seconds = [value for name, value in asdict(self).items() if name != "bytes_per_s"]
+        numbers = (*seconds, self.bytes_per_s)
+        if not all(map(math.isfinite, numbers)) or min(seconds) < 0 or self.bytes_per_s <= 0:
             raise SettingsError(f"links take 0 s or more and carry more than 0 bytes/s: {self}")
 
     def transfer_s(self, num_bytes: float) -> float:
@@ -46,11 +56,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A topology such as `2E 1P 1D`, in which every worker has the same limits."""
+    """A topology such as `2E 1P 1D`, in which every worker has the same limits.
+
+    `num_cores` is 0 where every worker has a device of its own; else the workers compute on so many
+    cores of one machine, and share them with the gateway.
+    """
 
     topology: str
     limits: Limits = field(default_factory=Limits)
     links: Links = field(default_factory=Links)
+    num_cores: int = 0
 
     @property
     def workers(self) -> tuple[Stages, ...]:

@@ -35,12 +35,71 @@ class Timeline:
             action()
 
 
+class Host:
+    """The cores of a machine, on which everything that runs gets an equal share.
+
+    With `num_cores` 0 there is one for each that runs: a device for every worker, a machine for
+    every process.
+    """
+
+    def __init__(self, timeline: Timeline, num_cores: int = 0) -> None:
+        self._timeline = timeline
+        self._num_cores = num_cores
+        self._left_s: dict[int, tuple[float, Action]] = {}  # of a core to oneself
+        self._numbers = itertools.count()
+        self._counted_s = 0.0
+        self._epoch = 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what runs takes from each other."""
+        return self._num_cores > 0
+
+    def run(self, seconds: float, done: Action) -> None:
+        """Run `done` after so many seconds of a core."""
+        if not self.is_shared:
+            self._timeline.after(seconds, done)
+            return
+        self._count()
+        self._left_s[next(self._numbers)] = (seconds, done)
+        self._wait_for_first()
+
+    def _share(self) -> float:
+        return min(1.0, self._num_cores / len(self._left_s)) if self._left_s else 1.0
+
+    def _count(self) -> None:
+        """Take what was computed since the last change off what is left."""
+        worked_s = (self._timeline.now_s - self._counted_s) * self._share()
+        self._counted_s = self._timeline.now_s
+        self._left_s = {
+            number: (left_s - worked_s, done) for number, (left_s, done) in self._left_s.items()
+        }
+
+    def _wait_for_first(self) -> None:
+        """Every change gives new shares, so what was awaited before no longer holds."""
+        self._epoch += 1
+        if self._left_s:
+            epoch = self._epoch
+            least_s = min(left_s for left_s, _ in self._left_s.values())
+            delay_s = max(0.0, least_s) / self._share()
+            self._timeline.after(delay_s, lambda: self._first_ended(epoch))
+
+    def _first_ended(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            return
+        self._count()
+        number = min(self._left_s, key=lambda number: self._left_s[number][0])
+        _, done = self._left_s.pop(number)
+        self._wait_for_first()
+        done()
+
+
 class Device:
     """Computes one step after the other, first come, first served: the stages of a process share
-    it."""
+    it. It is a device of its own, or takes its share of a host's cores."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline = timeline
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._waiting: deque[tuple[float, Action]] = deque()
         self._is_busy = False
         self.busy_s = 0.0
@@ -56,7 +115,7 @@ class Device:
         if self._waiting:
             seconds, done = self._waiting.popleft()
             self.busy_s += seconds
-            self._timeline.after(seconds, lambda: self._end(done))
+            self._host.run(seconds, lambda: self._end(done))
 
     def _end(self, done: Action) -> None:
         # The next step was waiting before this one's results ask for another.

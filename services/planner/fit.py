@@ -18,14 +18,19 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class Fit(BaseModel):
-    """Seconds as `coefficients @ features`; errors are |predicted - measured| / measured."""
+    """Seconds as `coefficients @ features`; errors are |predicted - measured| / measured.
+
+    `r_squared` is the share of the measured times' variance that the fit explains; 1 is all of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     coefficients: tuple[float, ...] = Field(min_length=1)
     num_samples: int = Field(0, ge=0)
     mean_error: float = Field(0.0, ge=0)
+    median_error: float = Field(0.0, ge=0)
     max_error: float = Field(0.0, ge=0)
+    r_squared: float = Field(1.0, le=1)
 
     def seconds(self, *features: float) -> float:
         """The predicted time; the first feature, 1, is left out."""
@@ -61,8 +66,18 @@ def fit(name: str, rows: Sequence[Sequence[float]], seconds: Sequence[float]) ->
     fitted = Fit(coefficients=tuple(map(float, best)), num_samples=len(measured))
     errors = fitted.errors(rows, seconds)
     return fitted.model_copy(
-        update={"mean_error": float(errors.mean()), "max_error": float(errors.max())}
+        update={
+            "mean_error": float(errors.mean()),
+            "median_error": float(np.median(errors)),
+            "max_error": float(errors.max()),
+            "r_squared": _r_squared(errors * measured, measured),
+        }
     )
+
+
+def _r_squared(residuals: FloatArray, measured: FloatArray) -> float:
+    variance = float(np.square(measured - measured.mean()).sum())
+    return 1.0 - float(np.square(residuals).sum()) / variance if variance else 1.0
 
 
 def _best_of_subsets(weighted: FloatArray) -> FloatArray:

@@ -42,9 +42,14 @@ class Forecast:
     peak_blocks: tuple[int, ...]
 
     @property
+    def worst(self) -> float:
+        """The share of good requests of the class that has the fewest."""
+        return min(each.attainment for each in self.classes)
+
+    @property
     def is_good(self) -> bool:
         """Whether enough of every class is good."""
-        return all(each.attainment >= ATTAINED for each in self.classes)
+        return self.worst >= ATTAINED
 
 
 def forecast(
@@ -101,6 +106,20 @@ def goodput(
         middle = math.sqrt(low * high)
         low, high = (middle, high) if is_good(middle) else (low, middle)
     return low * rate_of(arrivals)
+
+
+def attainments(
+    cluster: Cluster,
+    model: PerformanceModel,
+    arrivals: Sequence[Arrival],
+    slo: Slo,
+    rates: Sequence[float],
+) -> tuple[float, ...]:
+    """The share of good requests of the worst class at each rate (requests/s)."""
+    base = rate_of(arrivals)
+    return tuple(
+        forecast(cluster, model, at_rate(arrivals, rate / base), slo).worst for rate in rates
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from services.planner.cluster import Links
 from services.planner.fit import Fit, fit
 from shared.errors import SettingsError
 
@@ -19,20 +20,23 @@ from shared.errors import SettingsError
 class Samples:
     """Measured steps: what was computed, and the seconds that it took.
 
-    `encode` has (patches, seconds), `prefill` (prompt lengths, seconds), `decode` (context lengths,
-    seconds).
+    `encode` and `preprocess` have (patches, seconds), `prefill` (prompt lengths, seconds), `decode`
+    (context lengths, seconds). Of a model that reads text only, the first two are empty.
     """
 
     encode: Sequence[tuple[int, float]]
     prefill: Sequence[tuple[Sequence[int], float]]
     decode: Sequence[tuple[Sequence[int], float]]
+    preprocess: Sequence[tuple[int, float]] = ()
 
 
 class PerformanceModel(BaseModel):
     """encode a + b*patches; prefill a + b*sum(l) + c*sum(l^2); decode a + b*sum(context) +
     c*batch.
 
-    `kv_bytes_per_token` and `embedding_bytes_per_patch` say how much travels between stages.
+    `preprocess` (a + b*patches) is a picture's way from its file to patches, beside the device.
+    `kv_bytes_per_token` and `embedding_bytes_per_patch` say how much travels between stages,
+    `links` how fast where that was measured; `measured_on` is for the reader.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,14 +44,17 @@ class PerformanceModel(BaseModel):
     encode: Fit
     prefill: Fit
     decode: Fit
+    preprocess: Fit = Fit(coefficients=(0.0, 0.0))
     kv_bytes_per_token: int = Field(ge=1)
     embedding_bytes_per_patch: float = Field(ge=0)
+    links: Links | None = None
+    measured_on: str = ""
 
-    @field_validator("encode", "prefill", "decode")
+    @field_validator("encode", "prefill", "decode", "preprocess")
     @classmethod
     def _has_its_coefficients(cls, value: Fit, info: object) -> Fit:
         name = getattr(info, "field_name", "")
-        expected = 2 if name == "encode" else 3
+        expected = 2 if name in ("encode", "preprocess") else 3
         if len(value.coefficients) != expected or min(value.coefficients) < 0:
             raise ValueError(f"{name} needs {expected} coefficients of at least 0")
         return value
@@ -60,7 +67,8 @@ class PerformanceModel(BaseModel):
         prefill_rows = [(sum(each), sum(n * n for n in each)) for each, _ in samples.prefill]
         decode_rows = [(sum(each), len(each)) for each, _ in samples.decode]
         return cls(
-            encode=fit("encode", [(n,) for n, _ in samples.encode], [s for _, s in samples.encode]),
+            encode=_fit_pictures("encode", samples.encode),
+            preprocess=_fit_pictures("preprocess", samples.preprocess),
             prefill=fit("prefill", prefill_rows, [s for _, s in samples.prefill]),
             decode=fit("decode", decode_rows, [s for _, s in samples.decode]),
             kv_bytes_per_token=kv_bytes_per_token,
@@ -76,6 +84,12 @@ class PerformanceModel(BaseModel):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "file"
             raise SettingsError(f"{source}: {field}: {first['msg']}") from None
+        except SettingsError as error:  # what `Links` refuses
+            raise SettingsError(f"{source}: {error}") from None
+
+    def preprocess_s(self, num_patches: int) -> float:
+        """One picture, from its file to patches."""
+        return self.preprocess.seconds(num_patches)
 
     def encode_s(self, num_patches: int) -> float:
         """One pass of the tower."""
@@ -93,3 +107,10 @@ class PerformanceModel(BaseModel):
     def decode_s(self, context_tokens: int, batch: int) -> float:
         """One step of `batch` sequences with `context_tokens` tokens in all."""
         return self.decode.seconds(context_tokens, batch)
+
+
+def _fit_pictures(name: str, samples: Sequence[tuple[int, float]]) -> Fit:
+    """Free of charge where nothing was measured: the model takes no pictures."""
+    if not samples:
+        return Fit(coefficients=(0.0, 0.0))
+    return fit(name, [(patches,) for patches, _ in samples], [s for _, s in samples])

@@ -1,8 +1,8 @@
 """A cluster served by arithmetic: the services' schedulers, with fitted times for the computing.
 
 In: a cluster, a performance model, arrivals. Out: when each request's tokens came, and the memory
-that it took. The same input gives the same result. Not simulated: preprocessing, caches of
-embeddings and prefixes, speculation, `--reserve grow`, priorities, failures.
+that it took. The same input gives the same result. Not simulated: caches of embeddings and
+prefixes, speculation, `--reserve grow`, priorities, failures.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.planner.cluster import Cluster
-from services.planner.engine import Action, Device, TaskQueue, Timeline
+from services.planner.decode_side import DecodeSide
+from services.planner.encode_side import EncodeSide
+from services.planner.engine import Action, Device, Host, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
+from services.planner.prefill_side import PrefillSide
 from services.planner.request import SimRequest
-from services.planner.stages import (
-    DecodeSide,
-    EncodeSide,
-    Picture,
-    Prefilled,
-    PrefillSide,
-    World,
-)
 from services.planner.workload import Arrival
+from services.planner.world import Picture, Prefilled, World
 from shared.cache.block_pool import BlockPool
 from shared.errors import SettingsError
 from shared.messages.control import Role
@@ -67,8 +63,10 @@ class Simulation:
         self._timeline = timeline = Timeline()
         self._requests = tuple(SimRequest(each, i) for i, each in enumerate(arrivals))
         hop_s = cluster.links.queue_hop_s
+        self._host = host = Host(timeline, cluster.num_cores)
         self._world = World(
             timeline=timeline,
+            host=host,
             model=model,
             limits=cluster.limits,
             links=cluster.links,
@@ -78,7 +76,7 @@ class Simulation:
             embedded=self._embedded,
             ended=self._ended,
         )
-        self._devices = tuple(Device(timeline) for _ in stages)
+        self._devices = tuple(Device(host) for _ in stages)
         self._pools: list[MeteredPool] = []
         self._prefills: list[PrefillSide] = []
         for worker, hosted in enumerate(stages):
@@ -87,7 +85,7 @@ class Simulation:
     def run(self) -> Simulated:
         """Serve every request to its end."""
         for request in self._requests:
-            self._timeline.after(request.arrival.arrival_s, self._submitter(request))
+            self._timeline.after(request.arrival.arrival_s, self._ingester(request))
         self._timeline.run()
         return Simulated(
             self._requests,
@@ -109,6 +107,12 @@ class Simulation:
             decode = DecodeSide(self._world, worker, device, pool)
         if Role.PREFILL in hosted:
             self._prefills.append(PrefillSide(self._world, worker, device, pool, decode))
+
+    def _ingester(self, request: SimRequest) -> Action:
+        """The gateway reads a request and stores its pictures, all at a time."""
+        links = self._world.links
+        seconds = links.gateway_s + (links.store_s if request.arrival.patches else 0.0)
+        return lambda: self._host.run(seconds, self._submitter(request))
 
     def _submitter(self, request: SimRequest) -> Action:
         def submit() -> None:

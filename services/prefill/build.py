@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
+from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.job import PrefillJob
+from services.prefill.pieces import PiecePlan
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
@@ -14,6 +15,8 @@ from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.model.grammar import Grammars
+from shared.runtime.directory import WorkerDirectory
+from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
@@ -40,7 +43,7 @@ async def build(
         executor=PrefillExecutor(language.model, language.kv, folder.spec),
         scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
-        geometry=language.kv.geometry,
+        plan=piece_plan(language, settings),
         max_held=settings.max_held,
         hand_over=language.hand_over,
         grammars=Grammars(folder.directory, folder.spec),
@@ -54,7 +57,11 @@ def make_scheduler(
     pool, prefix = language.pool, None
     if settings.prefix_cache:
         geometry = language.kv.geometry
-        prefix = PrefixCache(pool, salt=geometry.compatibility_hash(folder.spec.fingerprint))
+        # A process that comes back to prefill finds what it had cached.
+        prefix = pool.keeper if isinstance(pool.keeper, PrefixCache) else None
+        prefix = prefix or PrefixCache(
+            pool, salt=geometry.compatibility_hash(folder.spec.fingerprint)
+        )
         worker.registry.register(PrefixCacheCollector(prefix.counters))
     max_batch_tokens, chunk_tokens = step_limits(
         settings, beside_decode=language.hand_over is not None
@@ -68,6 +75,12 @@ def make_scheduler(
         prefix=prefix,
         reserves_answers=language.hand_over is not None,
     )
+
+
+def piece_plan(language: Language, settings: PrefillSettings) -> PiecePlan:
+    """How KV travels: in the pieces in which the scheduler computes it."""
+    _, chunk_tokens = step_limits(settings, beside_decode=language.hand_over is not None)
+    return PiecePlan(settings.kv_transfer, language.kv.geometry, chunk_tokens)
 
 
 def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int, int]:
@@ -88,15 +101,16 @@ async def open_links(
     """The stage's queues and its way to embeddings."""
     bus, model = worker.bus, worker.model
     metrics = PrefillMetrics.create(worker.registry)
-    index = EmbeddingIndex(
-        await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S)
-    )
+    directory = WorkerDirectory(bus, ttl_s=settings.registration_ttl_s, model=model)
+    index = await open_index(bus, directory, worker.cancellations)
     receiver = EmbeddingReceiver(
         index,
         worker.transport,
         await bus.work_queue(subjects.work(Role.ENCODE, model), EncodeTask),
+        me=worker.me,
         hidden_size=folder.spec.embedding_width,
         dtype=TORCH_DTYPES[folder.dtype],
+        pool_bytes=settings.embedding_pool_bytes,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         metrics=metrics,
     )

@@ -1,8 +1,10 @@
-"""Where embeddings are announced, and how they get here.
+"""How embeddings get into this process' memory, each at most once.
 
-The index mirrors the `embeddings` bucket, so that an announcement made before the request was taken
-is known and none made later is missed. An embedding that cannot be had from its announced owner
-(evicted, expired, owner gone) is encoded again: the request still names its picture.
+In: a request's media items and rows of landing memory. Out: these rows filled. What the process
+received lately is kept, so that the next request about the same picture asks nobody; of several
+requests that need an embedding at the same time one fetches it and the others join. An embedding
+that cannot be had from where it was announced (evicted, owner gone), and that nobody is making, is
+asked for again: the request still names its picture.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Collection
-from contextlib import aclosing
+from dataclasses import dataclass, field
 
 import torch
 
-from shared.bus.base import KeyValue, WorkQueue
-from shared.errors import FailureKind, Outcome, ProtocolError, RequestFailed, TransferError
-from shared.messages.codec import decode
-from shared.messages.descriptor import MediaItem, RequestDescriptor
+from shared.bus.base import WorkQueue
+from shared.cache.embedding_pool import EmbeddingPool
+from shared.clock import Clock, monotonic
+from shared.errors import FailureKind, Outcome, RequestFailed, TransferError
+from shared.messages.descriptor import MediaItem, RequestDescriptor, WorkerRef
 from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask
+from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.telemetry import names, tracing
@@ -31,63 +33,24 @@ from shared.transport.tensors import byte_view
 
 logger = logging.getLogger(__name__)
 
-MAX_KEYS = 50_000
-MAX_REFS_PER_KEY = 8
 MAX_ENCODE_AGAIN = 3
 ENCODE_AGAIN_AFTER_S = 30.0
-"""A picture that nobody announced for so long is asked for again; its task may just be queued, and
-then the second one finds the first one's embedding."""
+"""A picture that is claimed and that nobody announced for so long is asked for again; its task may
+just be queued, and then the second one finds the first one's embedding."""
+UNCLAIMED_GRACE_S = 0.25
+"""A claim and the task that it stands for travel by different ways: it may be a little late."""
 
 
-class EmbeddingIndex:
-    """The newest announcements of every content key.
+@dataclass
+class _Search:
+    """One attempt's way to one embedding."""
 
-    Several are kept: another request's announcement of the same picture must not hide one's own,
-    whose lease lasts until one releases it. Nothing is ever deleted from the bucket, so that a late
-    look at a stale announcement cannot wipe a fresh one; entries lapse.
-    """
-
-    def __init__(self, bucket: KeyValue, max_keys: int = MAX_KEYS) -> None:
-        self._bucket = bucket
-        self._max_keys = max_keys
-        self._refs: OrderedDict[str, deque[EmbeddingRef]] = OrderedDict()
-        self._changed = Signal()
-
-    async def run(self) -> None:
-        """Follow the bucket until it is closed."""
-        async with aclosing(self._bucket.watch()) as entries:
-            async for entry in entries:
-                if entry.value is None:
-                    self._refs.pop(entry.key, None)
-                    continue
-                try:
-                    self._add(entry.key, decode(entry.value, EmbeddingRef))
-                except ProtocolError as error:
-                    logger.warning("announcement %s ignored: %s", entry.key, error)
-
-    async def wait_for(
-        self, content_key: str, request: RequestDescriptor, *, excluding: Collection[str]
-    ) -> EmbeddingRef:
-        """An announcement whose lease is none of `excluding`, once there is one: the attempt's own
-        if it is there, else the newest."""
-
-        def known() -> EmbeddingRef | None:
-            refs = [
-                ref
-                for ref in self._refs.get(content_key, ())
-                if ref.tensor.lease_id not in excluding
-            ]
-            own = (ref for ref in refs if ref.is_held_for(request.request_id, request.attempt))
-            return next(own, refs[-1] if refs else None)
-
-        return await self._changed.until(known)
-
-    def _add(self, key: str, ref: EmbeddingRef) -> None:
-        self._refs.setdefault(key, deque(maxlen=MAX_REFS_PER_KEY)).append(ref)
-        self._refs.move_to_end(key)
-        while len(self._refs) > self._max_keys:
-            self._refs.popitem(last=False)
-        self._changed.notify()
+    request: RequestDescriptor
+    item: MediaItem
+    asked_s: float
+    lost_lease_ids: list[str] = field(default_factory=list)
+    num_asked: int = 0
+    last_loss: str = "nobody announced it"
 
 
 class EmbeddingReceiver:
@@ -99,18 +62,27 @@ class EmbeddingReceiver:
         transport: Transport,
         encode_tasks: WorkQueue[EncodeTask],
         *,
+        me: WorkerRef,
         hidden_size: int,
         dtype: torch.dtype,
+        pool_bytes: int,
         pull_timeout_s: float,
         metrics: PrefillMetrics,
+        clock: Clock = monotonic,
     ) -> None:
         self._index = index
         self._transport = transport
         self._encode_tasks = encode_tasks
+        self._me = me
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._pull_timeout_s = pull_timeout_s
         self._metrics = metrics
+        self._clock = clock
+        self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes)
+        metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
+        self._fetching: set[str] = set()  # content keys
+        self._fetched = Signal()
 
     def num_bytes(self, request: RequestDescriptor, *, num_skipped: int = 0) -> int:
         """Landing memory that the embeddings of a request take, without its first pictures."""
@@ -122,72 +94,118 @@ class EmbeddingReceiver:
     ) -> torch.Tensor | None:
         """The embeddings of a request in prompt order, `[num_media_tokens, hidden]`, or None.
 
-        Its first `num_skipped` pictures are left out: their keys and values are cached. Every
-        picture lands in its own rows, so the order of arrival does not matter; one that stands in
-        the request several times is pulled once.
+        Its first `num_skipped` pictures are left out: their keys and values are cached.
         """
+        self.skip(request, num_skipped)
         media = request.media[num_skipped:]
         if not media:
             return None
-        num_tokens = sum(item.num_tokens for item in media)
-        landing = torch.empty(num_tokens, self._hidden_size, dtype=self._dtype)
-        rows = torch.split(landing, [item.num_tokens for item in media])
-        places: dict[str, list[torch.Tensor]] = {}
-        for item, into in zip(media, rows, strict=True):
-            places.setdefault(item.content_key, []).append(into)
-        items = {item.content_key: item for item in media}
+        landing, rows = self.landing(media)
         with unwrapped():
             async with asyncio.TaskGroup() as scope:
-                for key, item in items.items():
-                    scope.create_task(self._receive_one(request, item, places[key][0]))
-        for first, *others in places.values():
-            for other in others:
-                other.copy_(first)
+                for item, into in zip(media, rows, strict=True):
+                    scope.create_task(self.receive_item(request, item, into))
         return landing
 
-    async def _receive_one(
+    def skip(self, request: RequestDescriptor, num_skipped: int) -> None:
+        """The first pictures of a request need no embedding: their keys and values are cached."""
+        if num_skipped:
+            self._metrics.embeddings.labels("prefix").inc(num_skipped)
+
+    def landing(
+        self, media: tuple[MediaItem, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Memory for the embeddings of these items in order, whole and as the rows of each."""
+        num_tokens = [item.num_tokens for item in media]
+        landing = torch.empty(sum(num_tokens), self._hidden_size, dtype=self._dtype)
+        return landing, torch.split(landing, num_tokens)
+
+    async def receive_item(
         self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor
     ) -> None:
-        stale: set[str] = set()
-        num_again = 0
-        while True:
-            ref = await self._announced(request, item, stale)
-            lost = "no announcement came"
-            if ref is not None:
-                try:
-                    await self._pull(ref, item, into)
-                except TransferError as error:
-                    if error.outcome is Outcome.INCOMPATIBLE:
-                        raise RequestFailed(FailureKind.INTERNAL, str(error)) from error
-                    lost = str(error)
-                else:
-                    await self._transport.release(ref.tensor, request.request_id)
-                    return
-                stale.add(ref.tensor.lease_id)
-                if not ref.is_held_for(request.request_id, request.attempt):
-                    continue  # another request's lease is over; the own announcement is to come
-            num_again += 1
-            await self._encode_again(request, item, num_again, ref, lost)
+        """Fill `into`, `[item.num_tokens, hidden]`, as soon as the item's embedding can be had.
 
-    async def _announced(
-        self, request: RequestDescriptor, item: MediaItem, stale: Collection[str]
-    ) -> EmbeddingRef | None:
-        """The next announcement to try; None if none came in time (one may be lost with the
-        bus)."""
-        with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
+        Every item may be awaited by itself, in any order and several times; what stands in the
+        request twice is pulled once. Raises `RequestFailed`.
+        """
+        key, source = item.content_key, "pool"
+        while (kept := self._pool.get(key)) is None:
+            if key not in self._fetching:
+                await self._fetch(request, item, into)
+                self._metrics.embeddings.labels("pulled").inc()
+                return
+            source = "joined"
+            with tracing.span(names.WAIT_EMBEDDING):
+                await self._fetched.until(lambda: key not in self._fetching)
+        _check_shape(item, tuple(kept.shape), into)
+        into.copy_(kept)
+        self._metrics.embeddings.labels(source).inc()
+        await self._let_go(request, item)
+
+    async def _fetch(self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor) -> None:
+        """Pull the embedding and keep a copy; whoever waits for it looks again afterwards."""
+        self._fetching.add(item.content_key)
+        try:
+            ref = await self._search(request, item, into)
+            if ref.tensor.owner != self._me:  # else the encoder of this process keeps it
+                self._keep(item.content_key, into)
+        finally:
+            self._fetching.discard(item.content_key)
+            self._fetched.notify()
+        await self._let_go(request, item)
+
+    def _keep(self, key: str, embedding: torch.Tensor) -> None:
+        num_bytes = embedding.nbytes
+        if num_bytes <= self._pool.max_bytes and self._pool.try_reserve(key, num_bytes):
+            self._pool.fill(key, embedding.clone())
+
+    async def _let_go(self, request: RequestDescriptor, item: MediaItem) -> None:
+        """The owner need not keep the embedding for this attempt any longer. An announcement that
+        is still to come is let go with the whole request."""
+        ref = self._index.find(item.content_key)
+        held = ref.held_for(request.request_id, request.attempt) if ref is not None else None
+        if held is not None:
+            await self._transport.release(held, request.request_id)
+
+    async def _search(
+        self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor
+    ) -> EmbeddingRef:
+        search = _Search(request, item, self._clock())
+        while True:
+            ref = await self._announced(search)
+            if ref is None:
+                await self._ask(search)
+                continue
             try:
-                async with asyncio.timeout(ENCODE_AGAIN_AFTER_S):
-                    return await self._index.wait_for(item.content_key, request, excluding=stale)
-            except TimeoutError:
-                return None
+                await self._pull(ref, item, into)
+            except TransferError as error:
+                if error.outcome is Outcome.INCOMPATIBLE:
+                    raise RequestFailed(FailureKind.INTERNAL, str(error)) from error
+                search.lost_lease_ids.append(ref.tensor.lease_id)
+                search.last_loss = str(error)
+            else:
+                return ref
+
+    async def _announced(self, search: _Search) -> EmbeddingRef | None:
+        """Where to pull from, once somebody says so; None if nobody will."""
+        key = search.item.content_key
+        with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
+            unclaimed_s: float | None = None
+            while (ref := self._index.find(key, excluding=search.lost_lease_ids)) is None:
+                now_s = self._clock()
+                if self._index.claim_of(key) is not None:
+                    unclaimed_s = None
+                    if now_s >= search.asked_s + ENCODE_AGAIN_AFTER_S:
+                        return None
+                else:
+                    unclaimed_s = now_s if unclaimed_s is None else unclaimed_s
+                    if search.lost_lease_ids or now_s >= unclaimed_s + UNCLAIMED_GRACE_S:
+                        return None
+                await self._index.changed()
+            return ref
 
     async def _pull(self, ref: EmbeddingRef, item: MediaItem, into: torch.Tensor) -> None:
-        if (ref.num_tokens, ref.hidden_size) != tuple(into.shape):
-            raise RequestFailed(
-                FailureKind.INTERNAL,
-                f"embedding {item.content_key[:12]} is announced as "
-                f"{[ref.num_tokens, ref.hidden_size]}, the prompt has room for {list(into.shape)}",
-            )
+        _check_shape(item, (ref.num_tokens, ref.hidden_size), into)
         with (
             tracing.span(names.TRANSFER_EMBEDDING, num_bytes=ref.tensor.num_bytes),
             self._metrics.embedding_transfer_s.time(),
@@ -196,31 +214,39 @@ class EmbeddingReceiver:
                 ref.tensor, 0, byte_view(into), timeout_s=self._pull_timeout_s
             )
 
-    async def _encode_again(
-        self,
-        request: RequestDescriptor,
-        item: MediaItem,
-        times: int,
-        lost: EmbeddingRef | None,
-        reason: str,
-    ) -> None:
-        if times > MAX_ENCODE_AGAIN:
+    async def _ask(self, search: _Search) -> None:
+        """Queue an encode task: nobody has the embedding, or whoever makes it takes too long."""
+        request, item = search.request, search.item
+        if search.num_asked >= MAX_ENCODE_AGAIN:
             raise RequestFailed(
                 FailureKind.WORKER_LOST,
-                f"picture {item.sha256[:12]} was lost {times} times, last: {reason}",
+                f"picture {item.sha256[:12]} was asked for {search.num_asked} times in vain, "
+                f"last: {search.last_loss}",
                 retryable=True,
             )
-        logger.info("picture %s is encoded again: %s", item.sha256[:12], reason)
-        task = EncodeTask(
-            request_id=request.request_id,
-            attempt=request.attempt,
-            gateway=request.gateway,
-            model=request.model,
-            item=item,
-            deadline_unix_s=request.deadline_unix_s,
+        search.num_asked += 1
+        insists = self._index.claim_of(item.content_key) is not None
+        logger.info("picture %s is asked for again: %s", item.sha256[:12], search.last_loss)
+        task = EncodeTask.of(
+            request, item, lost_lease_ids=tuple(search.lost_lease_ids), insists=insists
         )
         # Names what was lost, not how often: a redelivered prompt counts from one again, and a
         # repeated message id would be dropped as a duplicate.
-        cause = lost.tensor.lease_id if lost else uuid.uuid4().hex[:12]
+        cause = self._index.cause_of_loss(item.content_key)
+        if cause is None or insists:
+            cause = uuid.uuid4().hex[:12]
         message_id = f"{request.request_id}:{request.attempt}:again:{cause}"
+        # The claim first: it must not come after the announcement that answers the task.
+        await self._index.put(task.claim())
         await self._encode_tasks.put(task, message_id=message_id, headers=tracing.inject())
+        self._metrics.embeddings_asked.inc()
+        search.asked_s = self._clock()
+
+
+def _check_shape(item: MediaItem, announced: tuple[int, ...], into: torch.Tensor) -> None:
+    if announced != tuple(into.shape):
+        raise RequestFailed(
+            FailureKind.INTERNAL,
+            f"embedding {item.content_key[:12]} is announced as {list(announced)}, "
+            f"the prompt has room for {list(into.shape)}",
+        )

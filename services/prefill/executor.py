@@ -82,11 +82,17 @@ class PrefillStep:
         self._context: StepContext | None = None
         self._num_layers_done = 0
 
-    def advance(self, should_pause: Callable[[], bool]) -> list[FirstToken | None] | None:
+    def advance(
+        self,
+        should_pause: Callable[[], bool],
+        on_layer: Callable[[int], object] | None = None,
+    ) -> list[FirstToken | None] | None:
         """Go on to the end, or to the next layer boundary at which `should_pause()`.
 
-        None if it paused. At the end, the first token of each slice that completes its prompt; None
-        in the place of the others, and where the model's output was not finite.
+        `on_layer` hears how many layers are done after each: their keys and values are written, or,
+        on a GPU, will be before anything that is asked of it from then on. None if it paused. At
+        the end, the first token of each slice that completes its prompt; None in the place of the
+        others, and where the model's output was not finite.
         """
         if self._hidden is None or self._context is None:
             sequences = [_sequence(each) for each in self._inputs]
@@ -100,6 +106,8 @@ class PrefillStep:
                 self._hidden, self._context, self._kv, layer, layer + 1
             )
             self._num_layers_done += 1
+            if on_layer is not None:
+                on_layer(self._num_layers_done)
             if self._num_layers_done < num_layers and should_pause():
                 return None
         return self._first_tokens(self._hidden, self._context)
@@ -159,9 +167,15 @@ class PrefillExecutor:
         assert tokens is not None, "a step that may not pause has paused"
         return tokens
 
-    def gather(self, block_ids: tuple[int, ...], num_tokens: int, layers: slice) -> torch.Tensor:
-        """KV of a sequence, contiguous: `[layers, 2, num_tokens, kv_heads, head_dim]`."""
-        return self._kv.gather(block_ids, num_tokens, layers)
+    def gather(
+        self, block_ids: tuple[int, ...], num_tokens: int, layers: slice, *, start: int = 0
+    ) -> torch.Tensor:
+        """KV of a sequence's tokens from `start` on, complete and contiguous: `[layers, 2,
+        num_tokens, kv_heads, head_dim]`."""
+        values = self._kv.gather(block_ids, num_tokens, layers, start=start)
+        if values.is_cuda:
+            torch.cuda.current_stream(values.device).synchronize()  # who sends it knows no streams
+        return values
 
 
 def _sequence(each: PromptInput) -> SequenceInput:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from services.prefill.executor import FirstToken, PreparedPrompt, PromptInput
+from services.prefill.progress import PrefillProgress
 from shared.cache.block_pool import BlockHandle
 from shared.messages.descriptor import RequestDescriptor
 
@@ -19,6 +21,9 @@ class PrefillJob:
     The scheduler sets `blocks` and the numbers of tokens and owns the blocks until the last slice
     is computed; then they belong to the task that awaits `done`. `done` gives None when the prompt
     could not start: its first pictures were to come from the cache, which no longer has them.
+    `began` is called with every slice that is computed.
+    `begun` is set once it has blocks and will be computed to its end without another wait;
+    `progress` tells how far it is.
     """
 
     request: RequestDescriptor
@@ -29,8 +34,11 @@ class PrefillJob:
     blocks: BlockHandle | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    began: Callable[[], None] = lambda: None
     started_s: float = 0.0
     ended_s: float = 0.0
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: PrefillProgress = field(default_factory=PrefillProgress)
     done: asyncio.Future[FirstToken | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )

@@ -1,18 +1,21 @@
 """Where a prefilled sequence goes: the decode stage of this process, or the queue of all decoders.
 
-In: a request, its blocks and its first token. Out: an answer that is complete, or a `DecodeTask`
-that is queued with the KV exposed under a lease. Owns the blocks until then.
+In: jobs, then their first tokens. Out: an answer that is complete, or a `DecodeTask` that is queued
+with the KV exposed under a lease, already while the job is computed where the plan says so. Owns
+the blocks of a computed job until then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 
+from services.prefill.announcement import Announcement
 from services.prefill.executor import FirstToken, PrefillExecutor
+from services.prefill.exposure import KvExposer
+from services.prefill.job import PrefillJob
+from services.prefill.pieces import PiecePlan
 from shared.bus.base import WorkQueue
 from shared.cache.block_pool import BlockHandle
-from shared.cache.geometry import KvGeometry
 from shared.errors import QueueFull
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.refs import KvRef
@@ -22,12 +25,8 @@ from shared.runtime.hand_over import HandOver, Prefilled
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
 from shared.telemetry import tracing
-from shared.transport.base import Segment
-from shared.transport.tensors import byte_view
 
 QUEUE_FULL_RETRY_S = 0.05
-INSTANT_GATHER_BYTES = 1024 * 1024
-"""KV up to this size is gathered on the event loop: copying it takes less than a thread switch."""
 
 
 class Outlet:
@@ -44,16 +43,18 @@ class Outlet:
         *,
         executor: PrefillExecutor,
         grammars: Grammars,
-        geometry: KvGeometry,
+        plan: PiecePlan,
         work: Signal,
         room: Signal,
         here: HandOver | None,
     ) -> None:
         self._worker = worker
         self._decode_tasks = decode_tasks
-        self._executor = executor
         self._grammars = grammars
-        self._geometry = geometry
+        self._exposer = KvExposer(worker.transport, executor, plan)
+        # Where this process decodes as well, it comes first, and only a whole sequence can tell
+        # whether it has room.
+        self._is_early = plan.is_early and here is None
         self._work = work
         self._room = room
         self._here = here
@@ -63,14 +64,40 @@ class Outlet:
         """Tasks that are being decoded in this process: they take no room here any more."""
         return self._here.num_answers if self._here is not None else 0
 
+    def announce(self, job: PrefillJob) -> Announcement | None:
+        """Tell decoders of a prompt as soon as it is being computed; None where that is not done.
+
+        An answer that ends with its first token needs none.
+        """
+        request = job.request
+        if not self._is_early or request.next_index + 1 >= request.sampling.max_tokens:
+            return None
+        return Announcement(
+            job, self._exposer, self._worker.transport, self._decode_tasks, self._work
+        )
+
     async def send(
-        self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken
+        self, job: PrefillJob, first: FirstToken, announcement: Announcement | None
     ) -> None:
-        """Decode here if there is room, else expose the KV and queue the decode task; from there
-        on the lease owns the blocks."""
+        """Decode here if there is room, else let a decoder have it; then the lease has the
+        blocks."""
+        request, blocks = job.request, job.blocks
+        assert blocks is not None
+        if announcement is not None:
+            job.progress.complete(first.token_id)
+            try:
+                if await announcement.confirmed():
+                    blocks.free()
+                    self._work.notify()
+                    return
+            except BaseException:
+                announcement.withdraw()
+                blocks.free()
+                self._work.notify()
+                raise
         if self._here is not None and await self._decoded_here(self._here, request, blocks, first):
             return
-        kv = self._expose(request, blocks, first)
+        kv = self._expose(job, blocks, first)
         task = DecodeTask(
             request=request,
             kv=kv,
@@ -121,30 +148,17 @@ class Outlet:
                 # request's deadline bounds the wait.
                 await asyncio.sleep(QUEUE_FULL_RETRY_S)
 
-    def _expose(self, request: RequestDescriptor, blocks: BlockHandle, first: FirstToken) -> KvRef:
-        lease_id = f"kv.{request.request_id}.{request.attempt}.{uuid.uuid4().hex[:8]}"
+    def _expose(self, job: PrefillJob, blocks: BlockHandle, first: FirstToken) -> KvRef:
+        here, lease_id = self._here, ""
 
         def released() -> None:
-            blocks.free()
-            if self._here is not None:
-                self._here.ended(lease_id)
+            if here is not None:
+                here.ended(lease_id)
             self._work.notify()
 
-        block_ids, num_tokens = blocks.block_ids, request.num_tokens
-        layers = slice(0, self._geometry.num_layers)
-        num_bytes = num_tokens * self._geometry.bytes_per_token
-        segment = Segment(
-            num_bytes,
-            lambda: byte_view(self._executor.gather(block_ids, num_tokens, layers)),
-            is_instant=num_bytes <= INSTANT_GATHER_BYTES,
-        )
-        tensor = self._worker.transport.expose(
-            lease_id,
-            [segment],
-            holders=[request.request_id],
-            on_release=released,
-        )
-        if self._here is not None:
-            self._here.opened(lease_id, block_ids)
-        kv_len = (num_tokens,) * self._geometry.num_layers
-        return KvRef(tensor=tensor, kv_len=kv_len, next_pos=first.next_pos)
+        block_ids = blocks.block_ids
+        kv = self._exposer.expose(job, blocks, next_pos=first.next_pos, on_release=released)
+        lease_id = kv.tensor.lease_id
+        if here is not None:
+            here.opened(lease_id, block_ids)
+        return kv

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ByteSize, Field
 
@@ -20,6 +20,9 @@ class PrefillSettings(WorkerSettings):
     kv_bytes: ByteSize = bytes_field(512 * MIB, "kv-bytes", "Memory for the KV cache")
     landing_bytes: ByteSize = bytes_field(
         256 * MIB, "landing-bytes", "Memory for arriving embeddings"
+    )
+    embedding_pool_bytes: ByteSize = bytes_field(
+        256 * MIB, "embedding-pool-bytes", "Memory for embeddings, kept for the next request"
     )
     max_batch_tokens: int = Field(
         4096,
@@ -41,6 +44,13 @@ class PrefillSettings(WorkerSettings):
         description="Prompt tokens in one forward pass of a process that decodes as well, which is "
         "how long its running answers pause; 0: as --max-batch-tokens and --chunk-tokens say",
         json_schema_extra=flag("mixed-step-tokens", "TOKENS"),
+    )
+    kv_transfer: Literal["whole", "per-chunk", "layer-wise"] = Field(
+        "layer-wise",
+        description="When a prompt's KV goes to its decoder: whole, once it is computed; "
+        "per-chunk, each of its passes during the next; layer-wise, each group of layers during "
+        "the next",
+        json_schema_extra=flag("kv-transfer"),
     )
     prefix_cache: bool = Field(
         True,

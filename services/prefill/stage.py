@@ -2,11 +2,13 @@
 
 A task reserves landing memory for all its embeddings at once, pulls them as they are announced (but
 not those whose keys and values are cached), is computed together with others, sends its first token
-straight to the gateway, and exposes its KV under a lease for the decoder. A step stops between two
-layers when a more urgent prompt comes, and goes on afterwards. The blocks stay prefill's until the
-decoder has pulled them: full decoders therefore stop prefill, and prefill stops taking tasks. The
-prefill task is acknowledged only when the decode task is queued, so a killed worker's prompts are
-computed again elsewhere. Where this process decodes as well, its own decode stage comes first (see
+straight to the gateway, and exposes its KV under a lease for the decoder, who is told when the
+prompt's first step begins and pulls what is finished while the rest is computed (see
+`PiecePlan`). A step stops between two layers when a more urgent prompt comes, and goes on
+afterwards. The blocks stay prefill's until the decoder has pulled them: full decoders therefore
+stop prefill, and prefill stops taking tasks. The prefill task is acknowledged only when the first
+token is sent and the decode task is queued, so a killed worker's prompts are computed again
+elsewhere. Where this process decodes as well, its own decode stage comes first (see
 `HandOver`); the prefill task then stands for the whole answer.
 
 What decoders add to a sequence is not cached: it lies in their processes, and the answer comes back
@@ -19,20 +21,22 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.prefill.announcement import Announcement
 from services.prefill.batch import PrefillBatch
-from services.prefill.embeddings import EmbeddingIndex, EmbeddingReceiver
+from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import FirstToken, PrefillExecutor
 from services.prefill.job import PrefillJob, num_covered_pictures
 from services.prefill.outlet import Outlet
+from services.prefill.pieces import PiecePlan
 from services.prefill.scheduler import PrefillScheduler
 from shared.bus.base import WorkQueue
-from shared.cache.geometry import KvGeometry
 from shared.clock import wall
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import Event, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.work import DecodeTask, PrefillTask
 from shared.model.grammar import Grammars
+from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.hand_over import HandOver
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
@@ -67,7 +71,7 @@ class PrefillStage:
         executor: PrefillExecutor,
         scheduler: PrefillScheduler[PrefillJob],
         landing: Landing,
-        geometry: KvGeometry,
+        plan: PiecePlan,
         max_held: int,
         grammars: Grammars,
         hand_over: HandOver | None = None,
@@ -89,11 +93,12 @@ class PrefillStage:
             links.decode_tasks,
             executor=executor,
             grammars=grammars,
-            geometry=geometry,
+            plan=plan,
             work=self._work,
             room=self._room,
             here=hand_over,
         )
+        self._tells_layers = plan.transfer == "layer-wise"
         self._pause_requested = False  # read by the compute thread between layers
 
     async def run(self, stop: Stop) -> None:
@@ -131,6 +136,9 @@ class PrefillStage:
         started_s = wall()
         for each in batch:
             each.job.started_s = each.job.started_s or started_s
+            each.job.began()
+            each.job.progress.computed(each.start)
+            each.job.begun.set()
         try:
             tokens = await self._forward(batch)
         except BaseException as error:
@@ -154,11 +162,20 @@ class PrefillStage:
         """Compute a batch, and between its layers whatever is more urgent; None if nobody wants it
         any more."""
         step = self._executor.begin([each.job.input(each.start, each.stop) for each in batch])
+        loop = asyncio.get_running_loop()
+
+        def on_layer(num_layers: int) -> None:
+            loop.call_soon_threadsafe(self._on_layer, batch, num_layers)
+
         busy_s = 0.0
         while not self._scheduler.is_abandoned(batch):
             self._pause_requested = False
             started_s = wall()
-            tokens = await self._worker.compute(step.advance, lambda: self._pause_requested)
+            tokens = await self._worker.compute(
+                step.advance,
+                lambda: self._pause_requested,
+                on_layer if self._tells_layers else None,
+            )
             busy_s += wall() - started_s
             if tokens is not None:
                 self._metrics.forward_s.observe(busy_s)
@@ -168,6 +185,12 @@ class PrefillStage:
                 await self._run(urgent)
         return None
 
+    @staticmethod
+    def _on_layer(batch: PrefillBatch[PrefillJob], num_layers: int) -> None:
+        """So many layers of a batch are computed."""
+        for each in batch:
+            each.job.progress.computing(each.stop, num_layers)
+
     async def _end(
         self, batch: PrefillBatch[PrefillJob], tokens: Sequence[FirstToken | None]
     ) -> None:
@@ -175,6 +198,7 @@ class PrefillStage:
         ended_s = wall()
         for each in batch:
             each.job.ended_s = ended_s
+            each.job.progress.computed(each.stop)
         self._scheduler.end_step(batch)
         complete = [
             (each.job, token) for each, token in zip(batch, tokens, strict=True) if each.is_last
@@ -215,17 +239,19 @@ class PrefillStage:
         # Where the answer is generated in the same blocks, there must be room for all of it.
         longest = request.max_context_tokens if self._decodes_too else request.num_tokens
         self._scheduler.check_fits(longest)
-        job, first = await self._prefilled(request, ticket)
+        job, first, announcement = await self._prefilled(request, ticket)
         assert job.blocks is not None
         if _is_finished(request, first):
+            if announcement is not None:
+                announcement.withdraw()
             job.blocks.free()
             self._wake()
             return
-        await self._outlet.send(request, job.blocks, first)
+        await self._outlet.send(job, first, announcement)
 
     async def _prefilled(
         self, request: RequestDescriptor, ticket: Ticket
-    ) -> tuple[PrefillJob, FirstToken]:
+    ) -> tuple[PrefillJob, FirstToken, Announcement | None]:
         # A prompt that contradicts itself is refused here, before it shares a step with others.
         prompt = self._executor.prepare(request, await self._grammars.open_for(request))
         keys: tuple[bytes, ...] = ()
@@ -235,30 +261,38 @@ class PrefillStage:
             num_skipped = num_covered_pictures(
                 request, prefix.num_cached_tokens(keys, request.num_tokens)
             )
-        first = None
+        first, announcement = None, None
         while first is None:
-            job = PrefillJob(request, prompt, keys, num_skipped)
+            job = PrefillJob(request, prompt, keys, num_skipped, began=ticket.began)
             num_bytes = self._links.receiver.num_bytes(request, num_skipped=num_skipped)
             async with self._landing.reserved(request.request_id, num_bytes):
                 ticket.admit()
                 job.embeddings = await self._links.receiver.receive(
                     request, num_skipped=num_skipped
                 )
-                first = await self._computed(job)
+                first, announcement = await self._computed(job)
                 job.embeddings = None
             num_skipped = 0  # only a job that skips pictures can come back without a token
-        return job, first
+        return job, first, announcement
 
-    async def _computed(self, job: PrefillJob) -> FirstToken | None:
-        """Wait until the job went through its steps. Whatever goes wrong, its blocks are freed."""
+    async def _computed(self, job: PrefillJob) -> tuple[FirstToken | None, Announcement | None]:
+        """Wait until the job went through its steps, and who was told of it meanwhile.
+
+        Whatever goes wrong, its blocks are freed.
+        """
+        announcement = self._outlet.announce(job)
         try:
             self._scheduler.add(job)
             self._wake()
             first = await job.done
         except BaseException:
             self._scheduler.cancel(job)
+            if announcement is not None:
+                announcement.withdraw()
             self._wake()
             raise
+        if first is None and announcement is not None:
+            announcement.withdraw()
         if first is not None:
             tracing.record_span(
                 names.PREFILL,
@@ -267,7 +301,7 @@ class PrefillStage:
                 num_tokens=job.num_tokens,
                 num_cached_tokens=job.num_cached_tokens,
             )
-        return first
+        return first, announcement
 
 
 def _is_finished(request: RequestDescriptor, first: FirstToken) -> bool:

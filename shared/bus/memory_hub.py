@@ -111,7 +111,10 @@ class MemoryHub:
         changed = asyncio.Event()
         self._takers.add(changed)
         try:
-            await asyncio.wait_for(changed.wait(), timeout_s)
+            # Not `wait_for`, which before Python 3.12 forgets that it was cancelled if the event
+            # is set at the same moment.
+            async with asyncio.timeout(timeout_s):
+                await changed.wait()
         except TimeoutError:
             pass
         finally:

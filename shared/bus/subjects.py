@@ -9,9 +9,11 @@
 | `events.<gateway>.<inc>` | core                | `EventBatch`, one per worker step per gateway   |
 | `control.cancel`         | core                | `CancelRequest`                                 |
 | `control.alive`          | core                | `RequestsAlive`                                 |
+| `control.role`           | core                | `RoleRequest`, to the worker that it names      |
+| `control.role_reports`   | core                | `RoleReport`, to whoever asked for the switch   |
 | `spans`                  | core                | finished trace spans, for whoever watches       |
 | `workers`                | KV bucket with TTL  | `Registration` by worker name                   |
-| `embeddings`             | KV bucket with TTL  | `EmbeddingRef` by content key                   |
+| `embeddings`             | KV bucket with TTL  | `EmbeddingClaim`, `EmbeddingRef` by content key |
 | `media`                  | object store        | raw media bytes by sha256                       |
 """
 
@@ -28,6 +30,8 @@ EMBEDDINGS_BUCKET = "embeddings"
 MEDIA_BUCKET = "media"
 CANCEL = "control.cancel"
 ALIVE = "control.alive"
+ROLE = "control.role"
+ROLE_REPORTS = "control.role_reports"
 SPANS = "spans"
 DEAD_LETTER_PREFIX = "dead"
 EMBEDDINGS_TTL_S = 600.0

@@ -82,6 +82,10 @@ class BlockHandle:
         self._block_ids = (*self._block_ids[:position], block_id, *self._block_ids[position + 1 :])
         self._pool._release((old,))
 
+    def share(self) -> BlockHandle:
+        """A further owner of the same blocks."""
+        return self._pool.share(self.block_ids)
+
     def free(self) -> None:
         """Give the references back; later calls do nothing."""
         block_ids, self._block_ids = self._block_ids, None
@@ -126,6 +130,11 @@ class BlockPool:
         if self._keeper is not None:
             raise ValueError(f"{self.name}: the pool has a keeper already")
         self._keeper = keeper
+
+    @property
+    def keeper(self) -> BlockKeeper | None:
+        """Who keeps blocks without an owner, if anybody."""
+        return self._keeper
 
     @property
     def num_free(self) -> int:

@@ -78,13 +78,21 @@ class KvCache:
         return slots_in_blocks(blocks, self.block_size, start, start + num_tokens)
 
     def gather(
-        self, block_ids: Sequence[int], num_tokens: int, layers: slice = slice(None)
+        self,
+        block_ids: Sequence[int],
+        num_tokens: int,
+        layers: slice = slice(None),
+        *,
+        start: int = 0,
     ) -> torch.Tensor:
-        """Copy out a block list's first tokens: `[layers, 2, num_tokens, kv_heads, head_dim]`.
+        """Copy out tokens of a block list: `[layers, 2, num_tokens, kv_heads, head_dim]`.
 
-        The result is contiguous and holds no unwritten slot, whatever a receiver's block size.
+        `start` is the index of the first of them within the list. The result is contiguous and
+        holds no unwritten slot, whatever a receiver's block size.
         """
-        return self._slots[layers].index_select(2, self.slots_of(block_ids, num_tokens))
+        return self._slots[layers].index_select(
+            2, self.slots_of(block_ids, num_tokens, start=start)
+        )
 
     def scatter(
         self,

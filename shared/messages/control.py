@@ -1,4 +1,4 @@
-"""Who lives, which requests live, and what shall stop."""
+"""Who lives, in which role, which requests live, and what shall stop."""
 
 from __future__ import annotations
 
@@ -38,6 +38,49 @@ class Registration(Message):
     pid: int
     ready: bool
     capacity: dict[str, int] = Field(default_factory=dict)
+
+
+class RoleRequest(Message):
+    """Asks one life of a worker to host these stages from now on.
+
+    Core messages may be lost, so it is sent again until the switch has ended: `switch_id` makes
+    the copies one, and each is answered with the newest `RoleReport`.
+    """
+
+    switch_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    worker: WorkerRef
+    stages: Annotated[tuple[Role, ...], Field(min_length=1, max_length=3)]
+
+
+class RolePhase(StrEnum):
+    """How far a role switch is; the last four end it."""
+
+    DRAINING = "draining"
+    BUILDING = "building"
+    DONE = "done"
+    REFUSED_BUSY = "refused_busy"
+    REFUSED_PART = "refused_part"
+    FAILED = "failed"
+
+    @property
+    def is_end(self) -> bool:
+        return self not in (RolePhase.DRAINING, RolePhase.BUILDING)
+
+
+class RoleReport(Message):
+    """A worker on a switch that it was asked for.
+
+    `stages` are what it hosted before and, once `DONE`, what it hosts now. `drain_s` and `build_s`
+    are what these phases took, as far as they have ended.
+    """
+
+    switch_id: str
+    worker: WorkerRef
+    phase: RolePhase
+    stages: tuple[Role, ...]
+    drain_s: float = 0.0
+    build_s: float = 0.0
+    detail: str = ""
 
 
 class CancelRequest(Message):

@@ -1,14 +1,13 @@
-"""A worker process from start to end: connect, load, register, serve, drain.
+"""A worker process from start to end: connect, register, serve in one role after the other, leave.
 
-In: the stages to host, their settings, and a function that builds them. The process is registered
-from the start and says `ready` only when its stages take tasks; its registration lapses by itself
-when the process dies. Knows all links of a worker and nothing of what a stage does.
+In: the stages to host first, their settings, and a function that builds stages. The process is
+registered from the start and says `ready` only when its stages take tasks; its registration lapses
+by itself when the process dies. Knows all links of a worker and nothing of what a stage does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -36,8 +35,10 @@ from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.runtime.model_dir import find_model_dir
 from shared.runtime.registration import RegistrationHeartbeat
+from shared.runtime.role_host import RoleHost, until_collected
+from shared.runtime.role_transport import RoleTransport
 from shared.runtime.topology import name_of
-from shared.runtime.worker import Worker
+from shared.runtime.worker import Stage, Worker
 from shared.runtime.worker_settings import WorkerSettings
 from shared.telemetry import logs, tracing
 from shared.telemetry.http import Health, TelemetryEndpoint
@@ -47,15 +48,7 @@ from shared.transport.ucx import UcxTransport
 
 logger = logging.getLogger(__name__)
 
-LEASES_POLL_S = 0.05
-
 S = TypeVar("S", bound=WorkerSettings, contravariant=True)
-
-
-class Stage(Protocol):
-    """What a host runs: one stage, or several as one."""
-
-    async def run(self, stop: Stop) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,7 @@ class ModelFolder:
     dtype: str
     device: str
     kernels: KernelChoice = field(default_factory=KernelChoice)
+    deterministic: bool = False
 
     def geometry(self, block_size: int) -> KvGeometry:
         """The shape of the KV cache."""
@@ -96,7 +90,9 @@ async def serve_worker(
         compatibility = folder.geometry(settings.block_size).compatibility_hash(
             folder.spec.fingerprint
         )
-        transport = await scope.enter_async_context(_transport(me, compatibility, settings))
+        transport = RoleTransport(
+            await scope.enter_async_context(_transport(me, compatibility, settings))
+        )
         heartbeat = await scope.enter_async_context(
             RegistrationHeartbeat(
                 bus,
@@ -105,21 +101,24 @@ async def serve_worker(
             )
         )
         worker = await scope.enter_async_context(open_worker(me, stages, settings, bus, transport))
+        host = RoleHost(
+            worker,
+            lambda changed: build(changed, folder, settings),
+            transport,
+            heartbeat,
+            has_tower=folder.spec.vision is not None,
+            finish_s=settings.switch_finish_s,
+        )
         await scope.enter_async_context(
             TelemetryEndpoint(
-                worker.registry,
+                host.registry,
                 lambda: Health(ready=heartbeat.registration.ready),
                 host=settings.metrics_host,
                 port=settings.metrics_port,
             )
         )
-        stage = await build(worker, folder, settings)
-        if not stop.requested:
-            await heartbeat.update(ready=True)
-            logs.log_event(logger, "ready", role=kind, model=worker.model)
-        await stage.run(stop)
-        await heartbeat.update(ready=False)
-        await _until_collected(transport, settings.drain_s)
+        await host.run(stop)
+        await until_collected(transport, settings.drain_s)
 
 
 def open_model(settings: WorkerSettings) -> ModelFolder:
@@ -133,16 +132,9 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
         torch.set_num_threads(settings.compute.threads)
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
     kernels = KernelChoice(settings.compute.linear_kernel, settings.compute.quantization)
-    return ModelFolder(directory, spec, dtype, device, kernels)
-
-
-async def _until_collected(transport: Transport, drain_s: float) -> None:
-    """Wait, bounded, until others have pulled what this worker exposed: its tasks are done, but
-    their results would have to be computed again."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(drain_s):
-            while transport.counters().leases_open:  # noqa: ASYNC110 - rare, and not worth a signal
-                await asyncio.sleep(LEASES_POLL_S)
+    return ModelFolder(
+        directory, spec, dtype, device, kernels, deterministic=settings.compute.deterministic
+    )
 
 
 @asynccontextmanager

@@ -2,8 +2,8 @@
 
 In: a work queue, a `serve` coroutine, and the stage's answer to "is there room?". Out: every
 delivery ends in exactly one of: acknowledged (its result is safe, its failure was reported, or
-nobody wants it), or given back to the queue (this process is stopping). A task that waits or runs
-long keeps its claim by in-progress heartbeats. Knows neither models nor memory.
+nobody wants it), or given back to the queue (this process stops, or changes its role). A task that
+waits or runs long keeps its claim by in-progress heartbeats. Knows neither models nor memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 TAKE_TIMEOUT_S = 1.0
 BUS_RETRY_S = 0.5
+LEAVE_S = 1.0
+"""What a stage has, beyond the time to finish, to move answers to other workers."""
 
 T = TypeVar("T", bound=Task)
 
@@ -36,11 +38,17 @@ class Ticket:
     """A running task's link back to the intake: `admit()` lets the next task be looked at.
 
     Until a task is admitted (memory reserved) it stands at the head of the line, so that a large
-    request is never overtaken for ever by small ones.
+    request is never overtaken for ever by small ones. Once work on it `began`, a process that
+    changes its role tries to finish it; before that it is another worker's at once.
     """
 
     def __init__(self) -> None:
         self._admitted = asyncio.Event()
+        self.has_begun = False
+
+    def began(self) -> None:
+        """Its computation is under way. Idempotent."""
+        self.has_begun = True
 
     def admit(self) -> None:
         """Memory is reserved. Idempotent."""
@@ -85,7 +93,7 @@ class Intake(Generic[T]):
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Ticket] = {}
         self._held: dict[str, Delivery[T]] = {}
 
     @property
@@ -94,7 +102,11 @@ class Intake(Generic[T]):
         return len(self._held)
 
     async def run(self, stop: Stop, drain_s: float) -> None:
-        """Take tasks until a stop is requested, then wait up to `drain_s` for those that run."""
+        """Take tasks until a stop is requested, then wait up to `drain_s` for those that run.
+
+        Where the process only changes its role, it waits for what has begun, as long as `stop`
+        says.
+        """
         heartbeat = asyncio.create_task(self._beat(), name=f"{self._stage} heartbeats")
         take = asyncio.create_task(self._take_all(), name=f"{self._stage} intake")
         stopped = asyncio.create_task(stop.wait())
@@ -104,6 +116,9 @@ class Intake(Generic[T]):
                 if task.done() and not stop.requested:
                     task.result()  # raises what broke it
             take.cancel()
+            if stop.finish_s is not None:
+                drain_s = stop.finish_s + LEAVE_S
+                await _cancel_all([t for t, ticket in self._tasks.items() if not ticket.has_begun])
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=drain_s)
         finally:
@@ -137,9 +152,12 @@ class Intake(Generic[T]):
         if delivery.num_delivered > 1:
             self._metrics.redeliveries.labels(self._stage).inc()
         task = asyncio.create_task(self._run_one(delivery, ticket))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = ticket
+        task.add_done_callback(self._forget)
         await ticket.wait_admitted()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
 
     async def _run_one(self, first: Delivery[T], ticket: Ticket) -> None:
         task, origin = first.message, first.message.origin

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
 from shared.messages.control import Role
+from shared.model.batch_invariant import invariant_kernels, make_batch_invariant
 from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
 from shared.model.loader import load_language_model
@@ -23,15 +24,20 @@ def load_language(
     folder: ModelFolder, block_size: int, num_blocks: int
 ) -> tuple[LanguageModel, KvCache]:
     """Read the folder's language weights, and only those, and make an empty cache. Blocks."""
+    kernels = folder.kernels
+    if folder.deterministic:
+        kernels = invariant_kernels(folder.spec.text, folder.device, folder.dtype, kernels)
     model = load_language_model(
         folder.directory,
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
         backend=CpuAttention() if folder.device == "cpu" else None,
-        kernels=folder.kernels,
+        kernels=kernels,
         on_progress=weights_progress(),
     )
+    if folder.deterministic:
+        make_batch_invariant(model)
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
 
 
@@ -54,8 +60,16 @@ async def open_language(
     """Load it for a worker and meter its cache. Raises `TriptychError`."""
     num_blocks = num_kv_blocks(folder.geometry(block_size), kv_bytes)
     model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks)
+    return join_language(worker, Language(model, kv, BlockPool(num_blocks, block_size)))
+
+
+def join_language(worker: Worker, language: Language) -> Language:
+    """The same model, cache and blocks, for the stages that the worker hosts now.
+
+    Blocks that are leased to others stay so, whichever stage exposed them.
+    """
     stages = in_order({Role.PREFILL, Role.DECODE} & set(worker.stages))
-    name = name_of(stages)
-    pool = BlockPool(num_blocks, block_size, name=f"{name} KV")
-    watch_kv_usage(worker.registry, name, lambda: pool.num_used / num_blocks)
-    return Language(model, kv, pool, HandOver(pool) if len(stages) > 1 else None)
+    pool, name = language.pool, name_of(stages)
+    pool.name = f"{name} KV"
+    watch_kv_usage(worker.registry, name, lambda: pool.num_used / pool.num_blocks)
+    return replace(language, hand_over=HandOver(pool) if len(stages) > 1 else None)

@@ -31,11 +31,16 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 class Stop:
-    """The wish that the service finish. Set once, never taken back."""
+    """The wish that the service finish. Set once, never taken back.
+
+    Where `finish_s` is set, the process goes on in another role: running work has so long to end,
+    instead of the time that a stopping process grants, and what has not begun is handed back.
+    """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self.reason = ""
+        self.finish_s: float | None = None
 
     @property
     def requested(self) -> bool:
@@ -45,6 +50,12 @@ class Stop:
         """Ask for a graceful end; the first reason is kept."""
         self.reason = self.reason or reason
         self._event.set()
+
+    def request_role_change(self, reason: str, finish_s: float) -> None:
+        """Ask for the end of a role, whose process goes on. A stop that was requested stays one."""
+        if not self.requested:
+            self.finish_s = finish_s
+        self.request(reason)
 
     async def wait(self) -> None:
         await self._event.wait()

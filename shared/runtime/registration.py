@@ -17,7 +17,7 @@ from shared.bus import subjects
 from shared.bus.base import Bus, KeyValue
 from shared.errors import BusError, ProtocolError
 from shared.messages import codec
-from shared.messages.control import Registration
+from shared.messages.control import Registration, Role
 from shared.runtime.keep_running import keep_running
 
 BEATS_PER_TTL = 3
@@ -67,10 +67,17 @@ class RegistrationHeartbeat:
             await self._withdraw(self._bucket)
 
     async def update(
-        self, *, ready: bool | None = None, capacity: Mapping[str, int] | None = None
+        self,
+        *,
+        ready: bool | None = None,
+        stages: tuple[Role, ...] | None = None,
+        capacity: Mapping[str, int] | None = None,
     ) -> None:
-        """Announce a change at once. A bus that is away hears it with the next heartbeat."""
+        """Announce a change at once, all of it in one entry. A bus that is away hears it with the
+        next heartbeat."""
         changes: dict[str, object] = {}
+        if stages is not None:
+            changes["stages"] = stages
         if ready is not None:
             changes["ready"] = ready
         if capacity is not None:

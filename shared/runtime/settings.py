@@ -159,6 +159,12 @@ class ComputeSettings(Group):
         "or ours; auto: what is fastest for the number format on this CPU",
         json_schema_extra=flag("linear-kernel"),
     )
+    deterministic: bool = Field(
+        False,
+        description="A float32 model on CPUs computes the same bits whatever it computes together, "
+        "so that seeded answers survive a recovery exactly; prefill takes longer",
+        json_schema_extra=flag("deterministic"),
+    )
 
 
 class ServiceSettings(BaseSettings):

@@ -46,6 +46,13 @@ class WorkerSettings(ServiceSettings):
         description="Seconds that running work has to finish after a stop was asked for",
         json_schema_extra=flag("drain-s", "SECONDS"),
     )
+    switch_finish_s: float = Field(
+        1.0,
+        ge=0,
+        description="Seconds that begun work has to finish before a change of role moves it to "
+        "other workers; answers that would take longer move at once",
+        json_schema_extra=flag("switch-finish-s", "SECONDS"),
+    )
     registration_ttl_s: float = Field(
         6.0,
         gt=0,

@@ -20,6 +20,8 @@ from shared.telemetry.tracing import current_trace_id
 FORMAT_VARIABLE = "TRIPTYCH_LOG_FORMAT"
 WEIGHTS_LOADING = "weights_loading"
 """Progress of reading weights; its fields are `bytes_done` and `bytes_total`."""
+ROLE_CHANGED = "role_changed"
+"""A worker hosts other stages now; its field `stages` names them, divided by commas."""
 
 _FIELDS = "triptych_fields"
 _PLAIN_VALUE = re.compile(r'[^\s="]+')

@@ -62,6 +62,9 @@ class EncoderMetrics:
     batch_items: Histogram
     pool_usage: Gauge
     cache_hits: Counter
+    encoded: Counter
+    spared: Counter
+    preprocess_queue: Gauge
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -74,12 +77,21 @@ class EncoderMetrics:
             batch_items=make.histogram("encoder_batch_items", "Media items in a batch", _BATCH),
             pool_usage=make.gauge("embedding_pool_usage_perc", "Share of the pool in use, 0 to 1"),
             cache_hits=make.counter("embedding_cache_hits", "Tasks whose embedding was there"),
+            encoded=make.counter("embeddings_encoded", "Media items that went through the tower"),
+            spared=make.counter(
+                "encode_tasks_spared", "Tasks whose embedding another worker has or makes"
+            ),
+            preprocess_queue=make.gauge(
+                "encoder_preprocess_items", "Media items in the preprocessing threads or before"
+            ),
         )
 
 
 @dataclass(frozen=True)
 class PrefillMetrics:
-    """Prompt to keys, values and first token."""
+    """Prompt to keys, values and first token. Label: the `source` of an item's embedding: `prefix`
+    (its keys and values are cached), `pool` (it was here), `joined` (another request here was
+    fetching it) or `pulled`."""
 
     forward_s: Histogram
     batch_tokens: Histogram
@@ -88,6 +100,9 @@ class PrefillMetrics:
     suspensions: Counter
     embedding_wait_s: Histogram
     embedding_transfer_s: Histogram
+    embeddings: Counter
+    embeddings_asked: Counter
+    pool_usage: Gauge
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -107,6 +122,15 @@ class PrefillMetrics:
             ),
             embedding_transfer_s=make.histogram(
                 "encoder_transfer_seconds", "Pulling one embedding", _WORK_S
+            ),
+            embeddings=_Maker(registry, ("source",)).counter(
+                "prompt_embeddings", "Media items of prompts, by where their embedding came from"
+            ),
+            embeddings_asked=make.counter(
+                "embeddings_asked_again", "Encode tasks that prefill queued because nobody had one"
+            ),
+            pool_usage=make.gauge(
+                "prefill_embedding_pool_usage_perc", "Share of the pool in use, 0 to 1"
             ),
         )
 

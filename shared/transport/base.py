@@ -8,7 +8,7 @@ landing memory back by itself: the buffer stays referenced until the transport h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,11 +26,16 @@ class Segment:
     `open` may raise `TransferError` to answer the receiver with that outcome (NOT_READY, say).
     `is_instant` says that it only hands over memory that lies ready: it is then called on the event
     loop, which saves the hop to a thread.
+
+    `ready` waits, on the event loop, until there is something to open; None: from the start. The
+    lease is not held meanwhile. A receiver that would wait for longer than half its time is
+    answered NOT_READY, and may ask again.
     """
 
     num_bytes: int
     open: Callable[[], Buffer]
     is_instant: bool = False
+    ready: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ Knows nothing of how bytes travel; both transports answer their receivers with i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from shared.clock import Clock
 from shared.errors import Outcome, TransferError
 from shared.messages.descriptor import WorkerRef
 from shared.messages.refs import TensorRef
@@ -44,6 +46,7 @@ class Exposures:
         self._compatibility = compatibility
         self._leases = LeaseBook(lease_s)
         self._exposed: dict[str, _Exposure] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
 
     @property
     def num_open(self) -> int:
@@ -129,6 +132,38 @@ class Exposures:
             Outcome.INTERNAL,
             f"lease {asked.lease_id} has no segment {asked.segment} of {asked.num_bytes} bytes",
         )
+
+    async def until_ready(
+        self, asked: Asked, segment: Segment, *, timeout_s: float, clock: Clock
+    ) -> None:
+        """Wait until an admitted segment can be opened; the memory is not held meanwhile.
+
+        Raises `TransferError` if that takes too long or the lease is over; the memory is not held
+        then, and no `end_send` is due.
+        """
+        if segment.ready is None:
+            return
+        self.end_send(asked.lease_id)
+        waiting = asyncio.ensure_future(segment.ready())
+        self._waiting.add(waiting)
+        try:
+            done, _ = await asyncio.wait((waiting,), timeout=timeout_s)
+        finally:
+            self._waiting.discard(waiting)
+            waiting.cancel()
+        if not done:
+            raise TransferError(
+                Outcome.NOT_READY, f"segment {asked.segment} was not ready within {timeout_s} s"
+            )
+        if waiting.cancelled():
+            raise TransferError(Outcome.CANCELLED, f"{self._me.name} stops")
+        waiting.result()
+        self.begin_send(asked, clock())
+
+    def stop_waiting(self) -> None:
+        """The owner stops: whoever waits for a segment is refused."""
+        for waiting in self._waiting:
+            waiting.cancel()
 
     def end_send(self, lease_id: str) -> None:
         """The memory is no longer being read by this send."""

@@ -5,10 +5,12 @@ of leases whose memory just became free. Pure: knows no clock, bytes, network or
 
 A lease is open until its last holder released it, it was revoked, or its time passed. Only an open
 lease may be sent; a closed one is freed as soon as no send of it is in flight, and exactly once.
+A standing lease is the owner's own offer of what it keeps anyway: it lasts until it is revoked.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from shared.errors import Outcome, TransferError
 
 LEASE_S = 30.0
+STANDING = "*"
+"""The holder of a standing lease; no request has this id."""
 MAX_REMEMBERED = 4096
 """Freed leases whose end is remembered, so that a late receiver learns why it came in vain."""
 
@@ -53,14 +57,18 @@ class LeaseBook:
 
     @property
     def num_open(self) -> int:
-        """Leases that may still be sent."""
-        return sum(lease.end is None for lease in self._leases.values())
+        """Leases that may still be sent, standing ones aside."""
+        return sum(
+            lease.end is None and STANDING not in lease.holders for lease in self._leases.values()
+        )
 
     def open(self, lease_id: str, holders: Iterable[str], now: float) -> None:
         """Start a lease. Raises `ValueError` if the id is in use or nobody holds it."""
         if lease_id in self._leases:
             raise ValueError(f"lease {lease_id} is in use")
         lease = _Lease(set(holders), now + self.lease_s)
+        if STANDING in lease.holders:
+            lease.expires_s = math.inf
         if not lease.holders:
             raise ValueError(f"lease {lease_id} needs a holder")
         self._leases[lease_id] = lease

@@ -33,6 +33,7 @@ class _Delivery:
 
     asked: Asked
     landing: ByteArray
+    timeout_s: float
     arrived: asyncio.Future[None]
 
     def fail(self, outcome: Outcome, detail: str) -> None:
@@ -117,6 +118,7 @@ class LoopbackTransport:
         self._address = b""
         for delivery in self._deliveries.values():
             delivery.fail(Outcome.CANCELLED, f"{self.me.name} stops")
+        self._exposures.stop_waiting()
         if self._deliveries:
             await asyncio.wait(tuple(self._deliveries))
         await self._self_pulls.settle()
@@ -204,7 +206,9 @@ class LoopbackTransport:
     async def _pull(self, ref: TensorRef, segment: int, landing: Buffer, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         owner = self._network.find(ref.owner, ref.address)
-        delivery = _Delivery(asked_for(ref, segment), host_bytes(landing), loop.create_future())
+        delivery = _Delivery(
+            asked_for(ref, segment), host_bytes(landing), timeout_s, loop.create_future()
+        )
         detail = f"nothing came within {timeout_s} s"
         timer = loop.call_later(timeout_s, delivery.fail, Outcome.INTERNAL, detail)
         owner._start(delivery)
@@ -226,18 +230,25 @@ class LoopbackTransport:
             delivery.fail(refusal.outcome, refusal.detail)
             return
         try:
-            buffer = await _open(segment)
-            if not delivery.arrived.done():
-                delivery.landing[:] = buffer
-                delivery.arrived.set_result(None)
-                self._num_sent += 1
-                self._bytes_sent += segment.num_bytes
+            await self._exposures.until_ready(
+                delivery.asked, segment, timeout_s=delivery.timeout_s / 2, clock=self._clock
+            )
+            try:
+                await self._copy(delivery, segment)
+            finally:
+                self._exposures.end_send(delivery.asked.lease_id)
         except TransferError as refusal:
             delivery.fail(refusal.outcome, refusal.detail)
         except Exception as error:
             delivery.fail(Outcome.INTERNAL, f"{error}")
-        finally:
-            self._exposures.end_send(delivery.asked.lease_id)
+
+    async def _copy(self, delivery: _Delivery, segment: Segment) -> None:
+        buffer = await _open(segment)
+        if not delivery.arrived.done():
+            delivery.landing[:] = buffer
+            delivery.arrived.set_result(None)
+            self._num_sent += 1
+            self._bytes_sent += segment.num_bytes
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)

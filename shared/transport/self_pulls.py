@@ -52,7 +52,11 @@ class SelfPulls:
         if ref.owner != self._me or is_on_device(landing):
             return False
         try:
-            exposed = self._exposures.begin_send(asked_for(ref, segment), self._clock())
+            asked = asked_for(ref, segment)
+            exposed = self._exposures.begin_send(asked, self._clock())
+            await self._exposures.until_ready(
+                asked, exposed, timeout_s=timeout_s / 2, clock=self._clock
+            )
             copied = await self._copied(_Copy(exposed, ref.lease_id, landing), timeout_s)
         except BaseException:
             self.num_failed += 1
@@ -63,6 +67,7 @@ class SelfPulls:
 
     async def settle(self) -> None:
         """Wait for segments that are still being opened for pulls that are over."""
+        self._exposures.stop_waiting()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
 

@@ -60,7 +60,7 @@ class UcxSends:
 
     @property
     def num_sending(self) -> int:
-        """Sends that hold a lease."""
+        """Sends that hold a lease, or wait for what it exposes."""
         return len(self._sends)
 
     def take_control(self) -> bool:
@@ -81,6 +81,7 @@ class UcxSends:
         self._is_stopping = True
         for send in self._sends.values():
             send.is_abandoned = True
+        self._exposures.stop_waiting()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE_S)
         for send in self._sends.values():
@@ -132,16 +133,24 @@ class UcxSends:
         sent = asyncio.get_running_loop().create_future()
         send = _Send(request, endpoint, now + request.timeout_s, sent)
         self._sends[_key(request)] = send
-        task = asyncio.create_task(self._serve(send, segment), name=f"send-{request.lease_id}")
+        task = asyncio.create_task(
+            self._serve(send, asked, segment), name=f"send-{request.lease_id}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, send: _Send, segment: Segment) -> None:
+    async def _serve(self, send: _Send, asked: Asked, segment: Segment) -> None:
         request = send.request
         try:
-            buffer = await self._open(segment)
-            if not send.is_abandoned and time.monotonic() < send.deadline_s:
-                await self._send(send, buffer)
+            await self._exposures.until_ready(
+                asked, segment, timeout_s=request.timeout_s / 2, clock=time.monotonic
+            )
+            try:
+                buffer = await self._open(segment)
+                if not send.is_abandoned and time.monotonic() < send.deadline_s:
+                    await self._send(send, buffer)
+            finally:
+                self._exposures.end_send(request.lease_id)
         except TransferError as refusal:
             self._refuse(request, refusal)
         except Exception as error:
@@ -149,7 +158,6 @@ class UcxSends:
             self._refuse(request, TransferError(Outcome.INTERNAL, f"{error}"))
         finally:
             self._sends.pop(_key(request), None)
-            self._exposures.end_send(request.lease_id)
 
     async def _open(self, segment: Segment) -> Buffer:
         if segment.is_instant:

@@ -22,7 +22,7 @@ from shared.messages.codec import encode
 from shared.messages.control import CancelRequest, Role
 from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.events import Event, EventBatch, TokenEvent
-from shared.messages.refs import EmbeddingRef, embedding_lease_id
+from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask, PrefillTask
 from shared.runtime.host import ModelFolder, Stage, open_worker
 from shared.runtime.lifecycle import Stop
@@ -67,7 +67,7 @@ class Pipeline:
         for item in request.media:
             memory = bytes(4 * item.num_tokens * hidden_size)
             tensor = encoder.transport.expose(
-                embedding_lease_id(request.request_id, request.attempt, "gone"),
+                f"emb.{request.request_id}.gone.{item.content_key[:8]}",
                 [Segment(len(memory), lambda memory=memory: memory)],
                 holders=["nobody"],
                 on_release=lambda: None,

@@ -20,7 +20,7 @@ from shared.bus import subjects
 from shared.bus.memory_bus import MemoryBus
 from shared.bus.memory_hub import MemoryHub
 from shared.errors import FailureKind
-from shared.messages.control import CancelRequest, RequestsAlive, Role
+from shared.messages.control import CancelRequest, Registration, RequestsAlive, Role
 from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.events import EventBatch, FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.work import EncodeTask, PrefillTask
@@ -46,6 +46,7 @@ class FakeWorkers:
         self.bus, self.model, self.behaviour = bus, model, behaviour
         self.missing: set[Role] = set()
         self.gone: set[WorkerRef] = set()
+        self.registered: list[Registration] = []
         self.encode_tasks: list[EncodeTask] = []
         self.requests: list[RequestDescriptor] = []
         self.headers: list[dict[str, str]] = []
@@ -56,6 +57,9 @@ class FakeWorkers:
     # What the gateway asks of the directory.
     def is_served(self, role: Role) -> bool:
         return role not in self.missing
+
+    def live(self) -> list[Registration]:
+        return list(self.registered)
 
     def is_gone(self, worker: WorkerRef) -> bool:
         return worker in self.gone

@@ -16,7 +16,7 @@ from examples.plates.batches import collate
 from examples.plates.draw import draw
 from examples.plates.encode import IGNORED, ConversationCode, Encoder
 from examples.plates.forward import merged, normalised, tower
-from examples.plates.questions import Conversation, conversation, messages
+from examples.plates.questions import Conversation, conversation, drill, messages
 from shared.demo import model_dir
 
 PAD = "<|image_pad|>"
@@ -106,3 +106,22 @@ def test_batched_vision_equals_transformers(
         batch = collate(codes, pad_id=0)
         ours = merged(visual, tower(visual, batch), batch)
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+def test_tallies_stand_at_the_counted_things_and_are_the_answers(words: Tokenizer) -> None:
+    rng = random.Random(3)
+    noted = 0
+    for _ in range(40):
+        chat = drill(rng, max_turns=4, max_pictures=3)
+        code = Encoder(words).encode(chat)
+        places = np.flatnonzero(code.tallies[:, 0])
+        asked = [turn for turn in chat.turns if turn.things is not None]
+        assert len(places) == len(asked)
+        for at, turn in zip(places, asked, strict=True):
+            assert turn.things is not None
+            assert turn.things.words.endswith(words.decode([int(code.ids[at])]).strip())
+            counts = [turn.things.count(spec) for spec in chat.specs]
+            assert code.tallies[at].tolist() == [1 + n for n in counts] + [0] * (4 - len(counts))
+            assert int(turn.answer) in counts
+            noted += 1
+    assert noted > 40

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.launcher.plan import StopRank, service_specs, threads_per_worker
+from services.launcher.plan import StopRank, in_role, service_specs, threads_per_worker
 from services.launcher.settings import LauncherSettings
 from shared.errors import SettingsError
 from shared.runtime.settings import ModelSettings, load_settings
@@ -125,3 +125,17 @@ def test_a_wrong_topology_is_told(argv: list[str], message: str) -> None:
 def test_counts_are_the_short_form_of_a_topology() -> None:
     short = load_settings(LauncherSettings, ["--encoders", "2", "--decodes", "3"], "up")
     assert short.workers == parse_topology("2E 1P 3D")
+
+
+def test_a_worker_in_another_role_keeps_its_name_and_flags() -> None:
+    settings = load_settings(LauncherSettings, ["--topology", "1EP 1D"], "up")
+    worker, decoder, gateway = service_specs(settings, "nats://h:1", port=9, num_cores=2)
+    as_both = in_role(decoder, ("prefill", "decode"))
+    assert as_both.command[2] == "services.worker"
+    assert as_both.command[-2:] == ("--stages", "prefill,decode")
+    assert (as_both.name, as_both.command[3:-2]) == (decoder.name, decoder.command[3:])
+    as_encoder = in_role(worker, ("encode",))
+    assert as_encoder.command[2] == "services.encoder"
+    assert "--stages" not in as_encoder.command
+    assert in_role(as_both, ("decode",)) == decoder
+    assert in_role(gateway, ("decode",)) == gateway

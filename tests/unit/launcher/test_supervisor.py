@@ -177,3 +177,21 @@ async def test_an_endless_line_does_not_stop_the_reading() -> None:
 )
 def test_how_it_ended(exit_code: int, words: str) -> None:
     assert how_it_ended(exit_code) == words
+
+
+async def test_a_worker_is_started_again_in_its_last_role(tmp_path: Path) -> None:
+    """The second start is another program, which the role names."""
+    module = tmp_path / "services"
+    module.mkdir()
+    changed = '{"level": "info", "event": "role_changed", "stages": "decode"}'
+    (module / "prefill.py").write_text(f"print({changed!r}, flush=True)\n{OBEDIENT}")
+    (module / "decode.py").write_text(OBEDIENT.replace("ready", "decoding"))
+    async with supervised() as (supervisor, notes):
+        command = (sys.executable, "-m", "services.prefill")
+        path = {"PYTHONPATH": str(tmp_path)}
+        await supervisor.start(ProcessSpec("a", command, StopRank.WORKER, path))
+        await notes.until(lambda: ("said", "a", "ready") in notes.all)
+        pid = supervisor.pid("a")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await notes.until(lambda: ("said", "a", "decoding") in notes.all)

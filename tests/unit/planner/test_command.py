@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from services.planner.command import main
 from services.planner.fit import Fit
@@ -39,6 +40,30 @@ def test_prints_the_best_plan_and_how_to_start_it(
     assert 'triptych up --topology "3EPD"' in out
 
 
+def test_writes_a_plot_and_the_values_of_the_best_plan(files: list[str], tmp_path: Path) -> None:
+    plot, values = tmp_path / "plan.svg", tmp_path / "plan.yaml"
+    main([*files, "--workers", "3", "--plot", str(plot), "--values", str(values)])
+    assert "<!-- 3EPD -->" in plot.read_text("utf-8")
+    assert yaml.safe_load(values.read_text("utf-8"))["services"]["encoder"] == {
+        "command": ["worker", "--stages", "encode,prefill,decode"],
+        "deploy": {"replicas": 3},
+        "environment": {
+            "TRIPTYCH_KV_BYTES": str(4096 * 16 * 1024),
+            "TRIPTYCH_MAX_BATCH_TOKENS": "4096",
+            "TRIPTYCH_MAX_BATCH": "64",
+        },
+    }
+
+
+def test_a_load_that_nothing_attains_has_a_plot_all_the_same(
+    files: list[str], tmp_path: Path
+) -> None:
+    plot = tmp_path / "plan.svg"
+    hopeless = [*files[:-1], "ttft=0.001,tpot=0.05"]
+    main([*hopeless, "--workers", "1", "--plot", str(plot)])
+    assert "<!-- 1EPD -->" in plot.read_text("utf-8")
+
+
 def test_stages_with_workers_of_their_own_are_scaled() -> None:
     assert replicas("2E 1P 3D").splitlines() == [
         "docker compose -f deploy/compose.yaml up --scale encoder=2 --scale prefill=1 "
@@ -54,9 +79,13 @@ def test_stages_with_workers_of_their_own_are_scaled() -> None:
     [
         (["--workers", "0"], "--workers = 0: should be at least 1"),
         (["--workers", "99"], "--workers = 99: at most 16 are allowed"),
+        (["--cores", "-1"], "--cores = -1: should be 0 or more"),
         (["--beta", "-1"], "--beta = -1.0: should be 0 or more"),
         (["--slo", "ttft=2"], "both ttft and tpot are needed"),
         (["--profile", "/none"], "--profile = /none: cannot be read"),
+        (["--plot", "plan.jpg"], "--plot = plan.jpg: should end with .png or .svg"),
+        (["--values", "/none/v.yaml"], "--values = /none/v.yaml: there is no folder /none"),
+        (["--values", "/"], "cannot be written: Is a directory"),
         (["--wrkers", "2"], "did you mean --workers"),
     ],
 )

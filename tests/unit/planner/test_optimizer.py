@@ -38,6 +38,9 @@ def test_goodput_of_a_regular_load_is_the_rate_of_the_slowest_stage() -> None:
     assert found == pytest.approx(10.0, rel=0.01)
     twice = goodput(Cluster("2P 1D", ONE_BY_ONE, FREE), MODEL, arrivals, Slo(0.1001, 1.0))
     assert twice == pytest.approx(20.0, rel=0.01)
+    on_one_core = Cluster("2P 1D", ONE_BY_ONE, FREE, num_cores=1)
+    shared = goodput(on_one_core, MODEL, arrivals, Slo(0.1001, 1.0))
+    assert shared == pytest.approx(10.0, rel=0.01)
 
 
 def test_what_no_rate_attains_has_no_goodput() -> None:

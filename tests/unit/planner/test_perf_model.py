@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from services.planner.cluster import Links
 from services.planner.fit import fit
 from services.planner.perf_model import PerformanceModel, Samples
 from shared.errors import SettingsError
@@ -47,6 +48,8 @@ def test_predicts_unseen_steps_within_the_noise() -> None:
     model = model_of(samples(noise=0.05, seed=3))
     assert model.prefill_s([(0, 1500)]) == pytest.approx(0.01 + 0.03 + 0.009, rel=0.08)
     assert model.decode_s(8 * 700, 8) == pytest.approx(0.004 + 5.6e-4 + 1.6e-3, rel=0.08)
+    assert 0.98 < model.decode.r_squared < 1.0
+    assert 0 < model.decode.median_error <= model.decode.max_error
     assert 0 < model.decode.mean_error <= model.decode.max_error < 0.11
 
 
@@ -63,13 +66,17 @@ def test_no_coefficient_falls_below_zero() -> None:
 
 
 def test_json_goes_out_and_in() -> None:
-    model = model_of(samples(noise=0.1))
+    links = Links(queue_hop_s=0.003, bytes_per_s=2e8)
+    model = model_of(samples(noise=0.1)).model_copy(update={"links": links})
     assert PerformanceModel.from_json(model.model_dump_json(), "p.json") == model
 
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(SettingsError, match=r"p.json: encode: Field required"):
         PerformanceModel.from_json("{}", "p.json")
+    slow = model_of(samples()).model_copy(update={"links": Links()}).model_dump_json()
+    with pytest.raises(SettingsError, match=r"p.json: links take 0 s or more"):
+        PerformanceModel.from_json(slow.replace('"pull_s":', '"pull_s":-'), "p.json")
     text = model_of(samples()).model_dump_json().replace('"encode":{"coefficients":[', "!")
     with pytest.raises(SettingsError, match=r"p.json: file: Invalid JSON"):
         PerformanceModel.from_json(text, "p.json")

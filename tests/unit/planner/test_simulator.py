@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.planner.cluster import Cluster, Limits, Links
@@ -45,6 +47,41 @@ class TestByHand:
         assert request.ended_s == pytest.approx(first_s + 0.01 + 0.102 + 2 * 0.015)
         assert request.tpot_s == pytest.approx((0.01 + 0.102 + 0.03) / 2)
         assert done.peak_blocks == (7, 7)
+
+    def test_the_processes_around_the_devices_take_their_time(self) -> None:
+        links = replace(LINKS, gateway_s=0.02, store_s=0.003, step_s=0.004)
+        model = MODEL.model_copy(update={"preprocess": Fit(coefficients=(0.05, 0.0001))})
+        done = simulate(Cluster("1E 1P 1D", links=links), model, [arrival(0, 100, 3, (300,))])
+        (request,) = done.requests
+        (plain,) = simulate(
+            Cluster("1E 1P 1D", links=LINKS), MODEL, [arrival(0, 100, 3, (300,))]
+        ).requests
+        # The file goes into the store and out of it; a step of encode and one of prefill follow.
+        assert plain.ttft_s is not None
+        first_s = plain.ttft_s + 0.02 + 2 * 0.003 + (0.05 + 0.03) + 2 * 0.004
+        assert request.ttft_s == pytest.approx(first_s)
+        assert request.tpot_s == pytest.approx((plain.tpot_s or 0.0) + 0.004)
+
+    def test_workers_on_one_core_share_it(self) -> None:
+        arrivals = [arrival(0, 100, 1), arrival(0, 100, 1)]
+        limits = Limits(max_batch_tokens=100)
+        apart, together, two = (
+            simulate(Cluster("2P 1D", limits, FREE, num_cores), MODEL, arrivals)
+            for num_cores in (0, 1, 2)
+        )
+        assert [each.ttft_s for each in apart.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
+        assert [each.ttft_s for each in together.requests] == pytest.approx([0.6, 0.6], abs=1e-5)
+        assert [each.ttft_s for each in two.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
+
+    def test_the_gateways_work_slows_down_those_on_its_core(self) -> None:
+        links = replace(FREE, token_s=0.01)
+        (alone,) = simulate(Cluster("1PD", links=links), MODEL, [arrival(0, 100, 3)]).requests
+        (shared,) = simulate(
+            Cluster("1PD", links=links, num_cores=1), MODEL, [arrival(0, 100, 3)]
+        ).requests
+        assert alone.tpot_s == pytest.approx(0.015, abs=1e-5)
+        # Each token's 0.01 s run beside the next step's 0.015 s, at half the speed for 0.02 s.
+        assert shared.tpot_s == pytest.approx(0.025, abs=1e-5)
 
     def test_one_process_transfers_nothing(self) -> None:
         done = simulate(

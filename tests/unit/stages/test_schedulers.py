@@ -8,7 +8,7 @@ import pytest
 
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
-from services.encoder.scheduler import EncodeScheduler
+from services.encoder.scheduler import EncodeScheduler, take_delay_s
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import RequestFailed, SettingsError
 from shared.messages.descriptor import SamplingParams, WorkerRef
@@ -62,6 +62,12 @@ class TestEncodeScheduler:
         scheduler.cancel(picture)
         scheduler.cancel(picture)
         assert scheduler.next_batch() == []
+
+    def test_the_less_an_encoder_holds_the_sooner_it_asks_and_alone_at_once(self) -> None:
+        delays_s = [take_delay_s(num_held, num_encoders=3) for num_held in range(4)]
+        assert delays_s == sorted(set(delays_s))
+        assert delays_s[0] == 0.0
+        assert take_delay_s(5, num_encoders=1) == take_delay_s(5, num_encoders=0) == 0.0
 
     def test_a_budget_below_one_patch_is_refused(self) -> None:
         with pytest.raises(SettingsError, match="max_batch_patches is 0"):

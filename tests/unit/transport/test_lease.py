@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shared.errors import Outcome, TransferError
 from shared.transport import lease
-from shared.transport.lease import LeaseBook
+from shared.transport.lease import STANDING, LeaseBook
 
 IDS = st.sampled_from(["l1", "l2", "l3"])
 HOLDERS = st.sampled_from(["h1", "h2", "h3"])
@@ -143,3 +143,15 @@ def test_memory_of_ended_leases_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert not book._held_by
     with pytest.raises(TransferError, match="unknown"):
         book.begin_send("lease-0", 0.0)
+
+
+def test_a_standing_lease_lasts_until_it_is_revoked_and_counts_as_nobodys() -> None:
+    book = LeaseBook(lease_s=30.0)
+    book.open("offer", [STANDING], 0.0)
+    assert book.num_open == 0
+    assert book.expire(1e12) == ()
+    book.begin_send("offer", 1e12)
+    assert not book.revoke("offer")  # the memory is still being read
+    assert book.end_send("offer")
+    with pytest.raises(TransferError, match="was revoked"):
+        book.begin_send("offer", 1e12)

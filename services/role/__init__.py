@@ -1,0 +1,1 @@
+"""`triptych role`: who hosts which stages, and the change of it."""
