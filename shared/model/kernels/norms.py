@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import carray, float32, njit, uint16
 
+from shared.model.kernels.machine_code import compiled
 from shared.model.kernels.vector import (
     as_stored,
-    compiled,
     dot_tile,
     load_value,
     offset,

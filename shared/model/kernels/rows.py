@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numba import carray, float32, int8, njit, uint16
 
+from shared.model.kernels.machine_code import compiled
 from shared.model.kernels.vector import (
-    compiled,
     dot_tile,
     load_value,
     offset,

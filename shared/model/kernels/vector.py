@@ -7,11 +7,9 @@ one order, fixed by `LANES` alone, so a result does not depend on how many rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -19,18 +17,6 @@ LANES = 8
 """Partial sums of one product; also the length that a reduced dimension must be a multiple of."""
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-
-
-def compiled(function: Callable[[Any], None]) -> Any:
-    """Compile `void(int64_t *)` now; from the disk's cache where an earlier process left it there.
-
-    A process that may write neither beside the sources nor in the user's cache compiles anew.
-    """
-    signature = types.void(types.CPointer(types.int64))
-    try:
-        return cfunc(signature, cache=True)(function)
-    except RuntimeError:
-        return cfunc(signature)(function)
 
 
 @intrinsic
