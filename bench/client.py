@@ -35,6 +35,14 @@ def chat_body(
     return {"model": model, "messages": [{"role": "user", "content": parts}], **options}
 
 
+def digits_body(model: str, question: str, num_tokens: int) -> dict[str, Any]:
+    """A request without pictures whose answer is digits, so that every token is seen as text."""
+    digits = {"regex": f"[0-9]{{{num_tokens}}}"}
+    return chat_body(
+        model, [], question, temperature=0, max_tokens=num_tokens, structured_outputs=digits
+    )
+
+
 def data_url(picture: bytes, mime: str = "image/png") -> str:
     """Picture bytes as a `data:` URL."""
     return f"data:{mime};base64,{base64.b64encode(picture).decode()}"

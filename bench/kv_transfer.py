@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 from rich.progress import track
 
-from bench.client import chat_body, stream
+from bench.client import digits_body, stream
 from bench.mixed_worker import MAX_CONTEXT_TOKENS, LongPrompts, patient_demo_model
 from bench.prompts import PromptMaker
 from bench.server import running_server
@@ -81,10 +81,7 @@ def server(folder: Path, way: str, chunk_tokens: int) -> Iterator[str]:
 
 def measure(client: httpx.Client, url: str, prompt: str) -> Answered:
     """Ask one prompt."""
-    body = chat_body(
-        "bench", [], prompt, temperature=0, max_tokens=NUM_ANSWER_TOKENS, ignore_eos=True
-    )
-    timed = stream(client, url, body)
+    timed = stream(client, url, digits_body("bench", prompt, NUM_ANSWER_TOKENS))
     if len(timed.gaps_s) < 2:
         raise RuntimeError(f"{timed.num_tokens} tokens came as {timed.text!r}: too few pieces")
     return Answered(timed.ttft_s, timed.gaps_s[0], statistics.median(timed.gaps_s[1:]))

@@ -1,7 +1,8 @@
-"""Picture bytes to pixels, exactly as the model's own image processor makes them.
+"""Bytes to pixels, exactly as the model's own image or video processor makes them.
 
-In: the raw bytes of one picture. Out: normalised patches or tiles and their grid. Runs in the
-encoder's preprocessing threads, never on the event loop and never on the compute thread.
+In: the raw bytes of one picture or video, told apart by their first bytes. Out: normalised patches
+or tiles and their grid. Runs in the encoder's preprocessing threads, never on the event loop and
+never on the compute thread.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from services.encoder.clips import ClipPreprocessor
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.picture import PictureLimits, open_picture
 from shared.media.sizing.base import ImageLayout
+from shared.media.video import container_of
 from shared.model.towers.pixels import Pixels
 from shared.model.vision.spec import VisionSpec
 from shared.modelspec import ModelSpec
@@ -39,9 +42,12 @@ class PicturePreprocessor:
         self._options = _OPTIONS.get(spec.model_type, {})
         self._processor: Any = AutoImageProcessor.from_pretrained(model_dir, backend="pil")
         self._limits = limits
+        self._clips = ClipPreprocessor(model_dir, self._spec, limits) if self._spec.clips else None
 
     def __call__(self, data: bytes) -> Pixels:
-        """Decode, resize, normalise and cut. Raises `RequestFailed` on a bad picture."""
+        """Decode, resize, normalise and cut. Raises `RequestFailed` on a bad file."""
+        if self._clips is not None and container_of(data) is not None:
+            return self._clips(data)
         picture = open_picture(data, self._limits)
         layout = self._spec.sizing.measure(picture.height, picture.width)
         features = self._processor(images=[picture], return_tensors="np", **self._options)

@@ -35,6 +35,7 @@ from shared.bus.base import Bus, Headers
 from shared.bus.dead_letters import DeadLetterWatcher
 from shared.media.fetch import FetchPolicy, MediaFetcher
 from shared.media.picture import PictureLimits
+from shared.media.video import VideoLimits
 from shared.messages.control import CancelRequest, Role
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import EventBatch
@@ -170,12 +171,21 @@ def _ingest(
     media, pictures = settings.media, None
     if model.sizer is not None:
         limits = PictureLimits(media.max_picture_bytes, media.max_picture_pixels)
-        pictures = PictureLoader(model.spec, model.sizer, limits, fetcher, pool)
+        video_limits = VideoLimits(
+            max_bytes=media.max_video_bytes,
+            max_duration_s=media.max_video_duration_s,
+            max_frames=media.max_video_frames,
+            max_pixels=media.max_video_frame_pixels,
+        )
+        pictures = PictureLoader(
+            model.spec, model.sizer, limits, fetcher, pool, video_limits=video_limits
+        )
     return Ingest(
         model,
         me,
         settings.admission,
         max_pictures=media.max_pictures,
+        max_videos=media.max_videos,
         pictures=pictures,
         pool=pool,
     )
@@ -185,7 +195,7 @@ def _fetch_policy(settings: GatewaySettings) -> FetchPolicy:
     media = settings.media
     return FetchPolicy(
         allowed_hosts=media.allowed_hosts,
-        max_bytes=media.max_picture_bytes,
+        max_bytes=max(media.max_picture_bytes, media.max_video_bytes),
         timeout_s=media.fetch_timeout_s,
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from services.gateway.admission import Slot
 from services.gateway.model import ServedModel
 from services.gateway.openai_format import grammar_of
-from services.gateway.openai_schema import ChatRequest, ImagePart, Message
+from services.gateway.openai_schema import ChatRequest, MediaPart, Message, TextPart, VideoPart
 from services.gateway.pictures import LoadedPicture, PictureLoader, PictureSource
 from services.gateway.problems import Problem, Refused, refuse
 from services.gateway.settings import AdmissionSettings
@@ -57,6 +57,7 @@ class Ingest:
         settings: AdmissionSettings,
         *,
         max_pictures: int,
+        max_videos: int = 0,
         pictures: PictureLoader | None,
         pool: Executor,
         clock: Clock = wall,
@@ -65,6 +66,7 @@ class Ingest:
         self._me = me
         self._settings = settings
         self._max_pictures = max_pictures if pictures is not None else 0
+        self._max_videos = max_videos if pictures is not None else 0
         self._pictures = pictures
         self._pool = pool
         self._clock = clock
@@ -75,12 +77,17 @@ class Ingest:
             message = f"model {chat.model!r} is not served here, {self._model.name!r} is"
             raise Refused(Problem(404, message, param="model", code="model_not_found"))
         sources = list(_picture_sources(chat))
-        if len(sources) > self._max_pictures:
-            raise refuse(
-                f"{len(sources)} pictures were sent, the limit is {self._max_pictures}",
-                param="messages",
-                code="too_many_pictures",
-            )
+        num_videos = sum(source.is_video for source in sources)
+        for what, num_sent, limit in (
+            ("pictures", len(sources) - num_videos, self._max_pictures),
+            ("videos", num_videos, self._max_videos),
+        ):
+            if num_sent > limit:
+                raise refuse(
+                    f"{num_sent} {what} were sent, the limit is {limit}",
+                    param="messages",
+                    code=f"too_many_{what}",
+                )
         self._check_ending(chat)
         num_chars, max_chars = _num_chars(chat), self._settings.max_text_chars
         if num_chars > max_chars:
@@ -206,19 +213,25 @@ def _min_tokens(chat: ChatRequest, max_tokens: int) -> int:
 
 def _picture_sources(chat: ChatRequest) -> list[PictureSource]:
     return [
-        PictureSource(part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
+        _source(part, f"messages[{i}].content[{j}]")
         for i, message in enumerate(chat.messages)
         if not isinstance(message.content, str)
         for j, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
+        if isinstance(part, MediaPart)
     ]
+
+
+def _source(part: MediaPart, field: str) -> PictureSource:
+    if isinstance(part, VideoPart):
+        return PictureSource(part.video_url.url, f"{field}.video_url.url", is_video=True)
+    return PictureSource(part.image_url.url, f"{field}.image_url.url")
 
 
 def _num_chars(chat: ChatRequest) -> int:
     return sum(
         len(message.content)
         if isinstance(message.content, str)
-        else sum(len(part.text) for part in message.content if not isinstance(part, ImagePart))
+        else sum(len(part.text) for part in message.content if isinstance(part, TextPart))
         for message in chat.messages
     )
 
@@ -232,7 +245,7 @@ def _chat_messages(chat: ChatRequest, pictures: Sequence[Picture]) -> list[ChatM
         if isinstance(message.content, str):
             return ChatMessage(role, message.content)
         parts = (
-            next(waiting) if isinstance(part, ImagePart) else part.text for part in message.content
+            next(waiting) if isinstance(part, MediaPart) else part.text for part in message.content
         )
         return ChatMessage(role, tuple(parts))
 

@@ -66,6 +66,7 @@ def _prompt_builder(model_dir: Path, spec: ModelSpec, tokenizer: TextTokenizer) 
         ChatTemplate.load(model_dir),
         image_token_id=spec.vision.image_token_id if spec.vision else None,
         template_token_id=spec.vision.template_token_id if spec.vision else None,
+        video_token_id=spec.vision.video_token_id if spec.vision and spec.vision.clips else None,
     )
 
 

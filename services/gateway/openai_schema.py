@@ -49,18 +49,34 @@ class ImagePart(_Schema):
     image_url: ImageUrl
 
 
+class VideoUrl(_Schema):
+    """A video by URL (not part of OpenAI's API; named as others name it)."""
+
+    url: Annotated[str, Field(min_length=1)]
+
+
+class VideoPart(_Schema):
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+MediaPart = ImagePart | VideoPart
+
+
 def _part_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("text", "image_url") else None
+    return f"<{kind}>" if kind in ("text", "image_url", "video_url") else None
 
 
 # Tags are in angle brackets so that an error's path can leave them out.
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[VideoPart, Tag("<video_url>")],
     Discriminator(
         _part_tag,
         custom_error_type="content_part",
-        custom_error_message="a content part must be of type text or image_url",
+        custom_error_message="a content part must be of type text, image_url or video_url",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""A request's pictures: from URLs to bytes that were checked and measured.
+"""A request's pictures and videos: from URLs to bytes that were checked and measured.
 
 In: data URLs, and http(s) URLs where an operator allows their hosts. Out: `LoadedPicture`s in the
 order given. Decoding runs in a bounded pool of threads. The sizes of pictures seen lately are
@@ -22,6 +22,7 @@ from shared.media.data_url import decode_data_url, is_data_url
 from shared.media.fetch import MediaFetcher
 from shared.media.picture import PictureLimits, open_picture
 from shared.media.sizing.base import ImageSizing
+from shared.media.video import VideoLimits, probe_video
 from shared.modelspec import ModelSpec
 from shared.text.prompt import Picture
 
@@ -34,6 +35,7 @@ class PictureSource:
 
     url: str
     field: str
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,13 @@ class PictureLoader:
         limits: PictureLimits,
         fetcher: MediaFetcher,
         pool: Executor,
+        *,
+        video_limits: VideoLimits | None = None,
     ) -> None:
         self._spec = spec
         self._sizer = sizer
         self._limits = limits
+        self._video_limits = video_limits or VideoLimits()
         self._fetcher = fetcher
         self._pool = pool
         self._known: OrderedDict[str, Picture] = OrderedDict()
@@ -72,21 +77,26 @@ class PictureLoader:
         loop = asyncio.get_running_loop()
         try:
             if is_data_url(source.url):
-                return await loop.run_in_executor(self._pool, self._open_data_url, source.url)
+                return await loop.run_in_executor(self._pool, self._open_data_url, source)
             data = await self._fetcher.fetch(source.url)
             slot.hold(len(data))
-            return await loop.run_in_executor(self._pool, self._open, data)
+            return await loop.run_in_executor(self._pool, self._open, data, source.is_video)
         except RequestFailed as failure:
             if failure.kind is not FailureKind.BAD_REQUEST:
                 raise
-            raise refuse(failure.message, param=source.field, code="bad_picture") from failure
+            code = "bad_video" if source.is_video else "bad_picture"
+            raise refuse(failure.message, param=source.field, code=code) from failure
 
-    def _open_data_url(self, url: str) -> LoadedPicture:
-        return self._open(decode_data_url(url, self._limits.max_bytes))
+    def _open_data_url(self, source: PictureSource) -> LoadedPicture:
+        limits = self._video_limits if source.is_video else self._limits
+        data = decode_data_url(source.url, limits.max_bytes)
+        return self._open(data, source.is_video)
 
-    def _open(self, data: bytes) -> LoadedPicture:
+    def _open(self, data: bytes, is_video: bool) -> LoadedPicture:
         sha256 = hashlib.sha256(data).hexdigest()
-        picture = self._known.get(sha256) or self._measure(data, sha256)
+        picture = self._known.get(sha256)
+        if picture is None or picture.is_video != is_video:
+            picture = (self._measure_clip if is_video else self._measure)(data, sha256)
         # Plain dict operations, so two threads at once do no harm.
         self._known[sha256] = picture
         if len(self._known) > MAX_REMEMBERED:
@@ -98,3 +108,14 @@ class PictureLoader:
         layout = self._sizer.measure(height, width)
         key = content_key(sha256, self._spec.fingerprint, self._spec.preprocessor_hash)
         return Picture.of(sha256, key, layout)
+
+    def _measure_clip(self, data: bytes, sha256: str) -> Picture:
+        clips = self._spec.vision.clips if self._spec.vision else None
+        if clips is None:
+            raise RequestFailed(
+                FailureKind.BAD_REQUEST,
+                f"model_type={self._spec.model_type!r} reads no videos here",
+            )
+        layout = clips.measure(probe_video(data, self._video_limits))
+        policy = f"{self._spec.preprocessor_hash} {clips.policy}"
+        return Picture.of_clip(sha256, content_key(sha256, self._spec.fingerprint, policy), layout)

@@ -34,11 +34,18 @@ class AdmissionSettings(Group):
 
 
 class MediaSettings(Group):
-    """Pictures."""
+    """Pictures and videos."""
 
     max_pictures: int = Field(16, ge=0, description="Pictures in one request")
     max_picture_bytes: int = Field(16 * MEBIBYTE, ge=1, description="Bytes of one picture's file")
     max_picture_pixels: int = Field(64_000_000, ge=1, description="Pixels of one decoded picture")
+    max_videos: int = Field(4, ge=0, description="Videos in one request")
+    max_video_bytes: int = Field(24 * MEBIBYTE, ge=1, description="Bytes of one video's file")
+    max_video_duration_s: float = Field(600.0, gt=0, description="Seconds that one video lasts")
+    max_video_frames: int = Field(36_000, ge=1, description="Frames in one video's file")
+    max_video_frame_pixels: int = Field(
+        8_847_360, ge=1, description="Pixels of one decoded frame of a video"
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts that pictures may be fetched from: example.org, .example.org for all "

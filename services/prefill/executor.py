@@ -137,7 +137,7 @@ class PrefillExecutor:
         self, request: RequestDescriptor, grammar: GrammarState | None = None
     ) -> PreparedPrompt:
         """Lay a prompt out. Raises `RequestFailed` if placeholders and media disagree."""
-        grids = [MediaGrid(*item.grid_thw) for item in request.media]
+        grids = [MediaGrid(*item.grid_thw, item.seconds_per_frame) for item in request.media]
         positions, next_pos = prompt_positions(request.prompt_token_ids, grids, self._spec)
         # Emitted tokens count on like text whatever they are: a placeholder among them is no media.
         emitted = np.arange(next_pos, next_pos + request.next_index, dtype=np.int64)

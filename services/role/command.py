@@ -82,7 +82,8 @@ def parse(argv: Sequence[str]) -> Wish:
         raise SettingsError(f"{len(given.words)} names are given: should be WORKER ROLE, or none")
     if not given.url.startswith(("http://", "https://")):
         raise SettingsError(f"--url = {given.url!r}: should begin with http:// or https://")
-    return Wish(given.url, *given.words, force=given.force)
+    worker, role = given.words or ("", "")
+    return Wish(given.url, worker, role, given.force)
 
 
 def carry_out(wish: Wish, client: httpx.Client, console: Console) -> None:

@@ -63,22 +63,24 @@ class SamplingParams(Message):
 
 
 class MediaItem(Message):
-    """One picture of a request, in prompt order.
+    """One picture or video of a request, in prompt order.
 
     `sha256` names the raw bytes in the media store; `content_key` names the embedding (bytes, model
     and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging, or the
     grid of tiles, as the family's sizing rule gives it. The picture's `num_tokens` placeholders
     begin at `offset` of the prompt; `runs` are their (start, length) where marks stand between
-    them, and empty where they are one run.
+    them, and empty where they are one run. `seconds_per_frame` is the time between two temporal
+    patches of a video, None for a picture.
     """
 
-    kind: Literal["image"]
+    kind: Literal["image", "video"]
     sha256: Sha256Hex
     content_key: Sha256Hex
     grid_thw: tuple[int, int, int]
     offset: Annotated[int, Field(ge=0)]
     num_tokens: Annotated[int, Field(ge=1)]
     runs: tuple[tuple[int, int], ...] = ()
+    seconds_per_frame: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

@@ -90,7 +90,7 @@ def _few_rows_at_a_time(activation: Activation) -> Activation:
         num_rows = max(1, (UNCUT_VALUES - 1) // x.shape[-1])
         if x.shape[0] <= num_rows:
             return activation(x)
-        return torch.cat([activation(rows) for rows in x.split(num_rows)])
+        return torch.cat([activation(rows) for rows in torch.split(x, num_rows)])
 
     return run
 

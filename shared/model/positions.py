@@ -132,9 +132,10 @@ def _text_positions(start: int, num_tokens: int) -> IntArray:
 def _media_positions(start: int, item: MediaGrid, spec: VisionSpec) -> IntArray:
     """`[3, num_tokens]`, frame by frame, row by row."""
     rows, columns = item.h // spec.merge_size, item.w // spec.merge_size
-    interval = 1.0
+    interval = np.float32(1.0)
     if item.seconds_per_frame is not None and spec.tokens_per_second is not None:
-        interval = spec.tokens_per_second * item.seconds_per_frame
+        # In float32 as transformers does it: the product is cut, so its last bit may decide.
+        interval = np.float32(spec.tokens_per_second) * np.float32(item.seconds_per_frame)
     frame, row, column = np.indices((item.t, rows, columns)).reshape(3, -1)
-    temporal = (frame * interval).astype(np.int64)
+    temporal = (frame.astype(np.float32) * interval).astype(np.int64)
     return np.stack((temporal, row, column)).astype(np.int64) + start

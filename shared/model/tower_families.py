@@ -19,7 +19,8 @@ class TowerFamily:
     `module` and `class_name` are the class that the kind is built on: the whole tower of `patches`,
     the projector of all others. `names` maps the beginning of a tensor's name in a checkpoint to
     its beginning inside the tower, the more specific first. The fields below it are for `patches`:
-    the config's field with the width of a row, and what its vision config says where it is silent.
+    the config's field with the width of a row, what its vision config says where it is silent, and
+    whether videos are read.
     """
 
     kind: TowerKind
@@ -29,6 +30,7 @@ class TowerFamily:
     out_hidden_field: str | None = None
     default_patch_size: int = 14
     default_deepstack_layers: tuple[int, ...] = ()
+    clips: bool = False
 
     def local_name(self, tensor_name: str) -> str | None:
         """The name inside the tower; None for a tensor of another part."""
@@ -69,6 +71,7 @@ QWEN2_VL = TowerFamily(
     "Qwen2VisionTransformerPretrainedModel",
     _VISUAL,
     out_hidden_field="hidden_size",
+    clips=True,
 )
 QWEN2_5_VL = TowerFamily(
     "patches",
@@ -76,6 +79,7 @@ QWEN2_5_VL = TowerFamily(
     "Qwen2_5_VisionTransformerPretrainedModel",
     _VISUAL,
     out_hidden_field="out_hidden_size",
+    clips=True,
 )
 QWEN3_VL = TowerFamily(
     "patches",

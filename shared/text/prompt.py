@@ -9,6 +9,7 @@ ids every placeholder becomes a run. Special tokens in a user's text are ordinar
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.sizing.base import ImageLayout, Piece
+from shared.media.sizing.clip import ClipLayout
 from shared.messages.descriptor import MediaItem
 from shared.text.chat_template import ChatTemplate
 from shared.text.guard import SpecialTokenGuard
@@ -24,9 +26,10 @@ from shared.text.tokenizer import TextTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that has been opened and measured; see `MediaItem` for the fields.
+    """A picture or video that has been opened and measured; see `MediaItem` for the fields.
 
-    `pieces` are its marks and the lengths of its runs, in order; empty means one run and no marks.
+    A video has `seconds_per_frame`, a picture has not. `pieces` are its marks and the lengths of
+    its runs, in order; empty means one run and no marks.
     """
 
     sha256: str
@@ -34,11 +37,27 @@ class Picture:
     grid_thw: tuple[int, int, int]
     num_tokens: int
     pieces: tuple[Piece, ...] = ()
+    seconds_per_frame: float | None = None
 
     @classmethod
     def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Picture:
         """A picture by what its model's sizing rule makes of it."""
         return cls(sha256, content_key, layout.grid_thw, layout.num_tokens, layout.pieces)
+
+    @classmethod
+    def of_clip(cls, sha256: str, content_key: str, layout: ClipLayout) -> Picture:
+        """A video by what its model's sizing rule makes of it: one run."""
+        return cls(
+            sha256,
+            content_key,
+            layout.grid_thw,
+            layout.num_tokens,
+            seconds_per_frame=layout.seconds_per_step,
+        )
+
+    @property
+    def is_video(self) -> bool:
+        return self.seconds_per_frame is not None
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -74,7 +93,8 @@ class PromptBuilder:
     """Builds prompts for one model. Without state between calls; safe to use from several threads.
 
     `image_token_id` is the placeholder, None for a model that reads text only. `template_token_id`
-    is what the template writes for a picture, the placeholder itself unless given.
+    is what the template writes for a picture, the placeholder itself unless given;
+    `video_token_id` is a video's, None for a model that reads none.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class PromptBuilder:
         template: ChatTemplate,
         image_token_id: int | None,
         template_token_id: int | None = None,
+        video_token_id: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -90,6 +111,8 @@ class PromptBuilder:
         self._wants_parts = image_token_id is not None and not self._template_takes_strings()
         self._placeholder = self._token_text(image_token_id)
         self._template_token = self._token_text(template_token_id) or self._placeholder
+        self._video_token_id = video_token_id
+        self._video_token = self._token_text(video_token_id)
 
     def build(self, messages: Sequence[ChatMessage]) -> Prompt:
         """Raises `RequestFailed` (bad request) if the template cannot express the messages."""
@@ -111,7 +134,9 @@ class PromptBuilder:
         if self._image_token_id is None and len(texts) == len(message.content):
             return {"role": message.role, "content": guard.hide("\n".join(texts))}
         parts = [
-            {"type": "text", "text": guard.hide(part)} if isinstance(part, str) else _PICTURE
+            {"type": "text", "text": guard.hide(part)}
+            if isinstance(part, str)
+            else {"type": "video" if part.is_video else "image"}
             for part in message.content
         ]
         return {"role": message.role, "content": parts}
@@ -135,15 +160,23 @@ class PromptBuilder:
 
     def _with_marks(self, rendered: str, pictures: Sequence[Picture]) -> str:
         """The template's token for the i-th picture becomes the picture's own text."""
-        between = rendered.split(self._template_token) if self._template_token else [rendered]
-        if len(between) != len(pictures) + 1:
+        tokens = [token for token in (self._template_token, self._video_token) if token]
+        pattern = "|".join(map(re.escape, tokens))
+        split = re.split(f"({pattern})", rendered) if tokens else [rendered]
+        between, marks = split[::2], split[1::2]
+        expected = [self._video_token if p.is_video else self._template_token for p in pictures]
+        if marks != expected:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"the model's chat template placed {len(between) - 1} pictures of the "
-                f"{len(pictures)} in these messages",
+                f"the model's chat template placed {len(marks)} pictures of the "
+                f"{len(pictures)} in these messages"
+                + (", or in another order" if len(marks) == len(pictures) else ""),
             )
-        shown = (picture.text(self._placeholder) for picture in pictures)
+        shown = (each.text(self._placeholder_of(each)) for each in pictures)
         return between[0] + "".join(a + b for a, b in zip(shown, between[1:], strict=True))
+
+    def _placeholder_of(self, picture: Picture) -> str:
+        return self._video_token if picture.is_video else self._placeholder
 
     def _with_leading(self, ids: list[int]) -> list[int]:
         """Processors of vision models let the tokenizer begin the prompt if the template did not;
@@ -157,8 +190,10 @@ class PromptBuilder:
         """Every placeholder becomes the run that it stands for."""
         waiting = [(index, run) for index, each in enumerate(pictures) for run in each.runs]
         # A token in a prompt without pictures is text, whatever its id.
-        placeholder = self._image_token_id if pictures else None
-        num_placeholders = sum(token_id == placeholder for token_id in short_ids)
+        placeholders = {
+            self._video_token_id if each.is_video else self._image_token_id for each in pictures
+        }
+        num_placeholders = sum(token_id in placeholders for token_id in short_ids)
         if num_placeholders != len(waiting):
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
@@ -169,7 +204,7 @@ class PromptBuilder:
         starts: list[list[int]] = [[] for _ in pictures]
         runs = iter(waiting)
         for token_id in short_ids:
-            if token_id != placeholder:
+            if token_id not in placeholders:
                 ids.append(token_id)
                 continue
             index, length = next(runs)
@@ -179,17 +214,15 @@ class PromptBuilder:
         return Prompt(token_ids=tuple(ids), media=tuple(media))
 
 
-_PICTURE = {"type": "image"}
-
-
 def _media_item(picture: Picture, starts: Sequence[int]) -> MediaItem:
     runs = tuple(zip(starts, picture.runs, strict=True))
     return MediaItem(
-        kind="image",
+        kind="video" if picture.is_video else "image",
         sha256=picture.sha256,
         content_key=picture.content_key,
         grid_thw=picture.grid_thw,
         offset=starts[0],
         num_tokens=picture.num_tokens,
         runs=runs if len(runs) > 1 else (),
+        seconds_per_frame=picture.seconds_per_frame,
     )

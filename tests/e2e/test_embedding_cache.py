@@ -35,7 +35,15 @@ def plates(seed: int, count: int) -> list[bytes]:
 
 
 def ask(client: httpx.Client, cluster: Cluster, pictures: list[bytes], text: str) -> list[int]:
-    body = chat_body(cluster.model, pictures, text, temperature=0, max_tokens=6, ignore_eos=True)
+    body = chat_body(
+        cluster.model,
+        pictures,
+        text,
+        temperature=0,
+        max_tokens=6,
+        ignore_eos=True,
+        return_token_ids=True,
+    )
     response = client.post(f"{cluster.url}/v1/chat/completions", json=body)
     assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
     token_ids: list[int] = response.json()["choices"][0]["token_ids"]

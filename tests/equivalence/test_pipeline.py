@@ -21,6 +21,7 @@ from PIL import Image
 from bench.prompts import PromptMaker
 from services.local_engine import LocalEngine
 from shared.demo import model_dir
+from shared.messages.work import FIRST_TOKEN_BYTES
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from tests.support.cluster import Cluster, running_cluster
@@ -83,7 +84,8 @@ def test_greedy_requests_equal_transformers(
 def test_every_tensor_moved_over_ucx(
     cluster: Cluster, answers: list[list[int]], requests: list[Mixed]
 ) -> None:
-    """Sent equals received: the embedding of every picture once, and the KV of all requests."""
+    """Sent equals received: the embedding of every picture once, and the KV of all requests, each
+    with its first token behind it."""
     spec = ModelSpec.load(model_dir())
     prompts = PromptMaker(model_dir())
     kv_bytes_per_token = (
@@ -95,7 +97,7 @@ def test_every_tensor_moved_over_ucx(
         made = prompts.request(request.pictures, request.question, request.sampling)
         for item in made.media:
             embedding_bytes[item.content_key] = 4 * spec.text.hidden_size * item.num_tokens
-        kv_bytes += kv_bytes_per_token * len(made.prompt_token_ids)
+        kv_bytes += kv_bytes_per_token * len(made.prompt_token_ids) + FIRST_TOKEN_BYTES
     (encoder,), (prefill,), (decode,) = map(cluster.workers, ("encoder", "prefill", "decode"))
     sent, received = (
         f"triptych_transfer_bytes_total{{direction={d}}}" for d in ("sent", "received")

@@ -90,7 +90,7 @@ class Engine:
         self, token_ids: Sequence[int], media: Sequence[MediaItem], pictures: Sequence[Pixels]
     ) -> Running:
         """The same for a prompt as the gateway builds it and pictures as the encoder gets them."""
-        grids = [MediaGrid(*item.grid_thw) for item in media]
+        grids = [MediaGrid(*item.grid_thw, item.seconds_per_frame) for item in media]
         positions, next_pos = prompt_positions(token_ids, grids, self.spec)
         rows = [np.arange(start, stop) for item in media for start, stop in item.spans]
         media_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)

@@ -13,7 +13,12 @@ from typing import Any
 from shared.errors import UnsupportedModel
 from shared.model.config_fields import Config, parse_config, read_optional_bytes, required
 
-_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
 
 # What transformers' vision configs say where config.json is silent: pixels a side, and a patch's.
 _DEFAULT_SIDES = {
@@ -27,25 +32,29 @@ _DEFAULT_SIDES = {
 
 @dataclass(frozen=True)
 class VisionFiles:
-    """config.json, its vision part, the image processor's, processor's and tokenizer's settings."""
+    """config.json, its vision part, the settings of image processor, processor, tokenizer and video
+    processor."""
 
     config: Config
     vision: Config
     image_processor: Config
     processor: Config
     tokenizer: Config
+    video_processor: Config
 
     @classmethod
     def read(cls, model_dir: Path, config: Config) -> VisionFiles:
         """Missing files are empty."""
-        image_processor, processor, tokenizer = (
+        image_processor, processor, tokenizer, video = (
             parse_config(read_optional_bytes(model_dir / name), model_dir / name) for name in _FILES
         )
         nested = processor.get("image_processor")
         if not image_processor and isinstance(nested, dict):
             image_processor = nested
+        # In the order in which transformers looks for it.
+        video = processor.get("video_processor") or video or image_processor
         vision: Config = required(config, "vision_config")
-        return cls(config, vision, image_processor, processor, tokenizer)
+        return cls(config, vision, image_processor, processor, tokenizer, video)
 
     @property
     def model_type(self) -> str:

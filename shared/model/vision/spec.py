@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.media.sizing.base import ImageSizing
+from shared.media.sizing.clip import ClipSizing
 from shared.media.sizing.grid import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, GridSizing
 from shared.model.config_fields import Config, required
 from shared.model.tower_families import TowerFamily
+from shared.model.vision.clips import clip_sizing
 from shared.model.vision.fields import VisionFiles
 from shared.model.vision.tiles import tile_sizing
 
@@ -24,7 +26,8 @@ class VisionSpec:
     """Shape of the vision tower's inputs and outputs, and the token ids that stand for media.
 
     The fields from `merge_size` to `tokens_per_second` describe towers that take pictures at their
-    own size; `tiles` is the sizing rule of towers that have one size. `template_token_id` is what
+    own size; `tiles` is the sizing rule of towers that have one size; `clips` is the rule for
+    videos, None for a model that gets none. `template_token_id` is what
     the chat template writes for a picture. A row of a picture's embedding holds the input embedding
     and, behind it, the features of `num_deepstack_layers` layers.
     """
@@ -44,6 +47,7 @@ class VisionSpec:
     num_deepstack_layers: int = 0
     template_token_id: int | None = None
     tiles: ImageSizing | None = None
+    clips: ClipSizing | None = None
 
     @classmethod
     def load(
@@ -87,10 +91,14 @@ def _patches_spec(files: VisionFiles, tower: TowerFamily) -> VisionSpec:
     size: Config = processor.get("size") or {}
     tokens_per_second = vision.get("tokens_per_second")
     layers = vision.get("deepstack_visual_indexes", tower.default_deepstack_layers)
+    patch_size = int(vision.get("patch_size", tower.default_patch_size))
+    merge_size = int(vision.get("spatial_merge_size", 2))
+    temporal_patch_size = int(vision.get("temporal_patch_size", 2))
+    reads_clips = tower.clips and config.get("video_token_id") is not None
     return VisionSpec(
-        patch_size=int(vision.get("patch_size", tower.default_patch_size)),
-        merge_size=int(vision.get("spatial_merge_size", 2)),
-        temporal_patch_size=int(vision.get("temporal_patch_size", 2)),
+        patch_size=patch_size,
+        merge_size=merge_size,
+        temporal_patch_size=temporal_patch_size,
         in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
         out_hidden_size=int(required(vision, tower.out_hidden_field or "out_hidden_size")),
         tokens_per_second=None if tokens_per_second is None else float(tokens_per_second),
@@ -101,6 +109,9 @@ def _patches_spec(files: VisionFiles, tower: TowerFamily) -> VisionSpec:
         min_pixels=processor.get("min_pixels") or size.get("shortest_edge"),
         max_pixels=processor.get("max_pixels") or size.get("longest_edge"),
         num_deepstack_layers=len(layers),
+        clips=clip_sizing(files, patch_size, merge_size, temporal_patch_size)
+        if reads_clips
+        else None,
     )
 
 

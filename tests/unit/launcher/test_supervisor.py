@@ -183,12 +183,13 @@ async def test_a_worker_is_started_again_in_its_last_role(tmp_path: Path) -> Non
     """The second start is another program, which the role names."""
     module = tmp_path / "services"
     module.mkdir()
+    (module / "__init__.py").touch()
     changed = '{"level": "info", "event": "role_changed", "stages": "decode"}'
     (module / "prefill.py").write_text(f"print({changed!r}, flush=True)\n{OBEDIENT}")
     (module / "decode.py").write_text(OBEDIENT.replace("ready", "decoding"))
     async with supervised() as (supervisor, notes):
         command = (sys.executable, "-m", "services.prefill")
-        path = {"PYTHONPATH": str(tmp_path)}
+        path = {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
         await supervisor.start(ProcessSpec("a", command, StopRank.WORKER, path))
         await notes.until(lambda: ("said", "a", "ready") in notes.all)
         pid = supervisor.pid("a")

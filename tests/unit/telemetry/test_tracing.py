@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -109,15 +108,3 @@ def test_malformed_headers_start_a_new_trace() -> None:
 
 def test_every_queue_span_has_a_name() -> None:
     assert {names.queue_span(s) for s in ("encode", "prefill", "decode")} <= names.ALL_SPANS
-
-
-async def test_spans_are_cheap(finished: InMemorySpanExporter) -> None:
-    num_spans = 500
-    best_s = 1.0
-    for _ in range(5):
-        start_s = time.perf_counter()
-        for _ in range(num_spans):
-            with tracing.span("cheap", num_tokens=1):
-                pass
-        best_s = min(best_s, (time.perf_counter() - start_s) / num_spans)
-    assert best_s < 100e-6, f"{best_s * 1e6:.0f} us a span"
