@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 
 from services.gateway.problems import Problem, Refused, overloaded
@@ -60,23 +60,33 @@ class Admission:
     async def read_body(
         self, slot: Slot, chunks: AsyncIterable[bytes], content_length: str | None
     ) -> bytes:
-        """The body, refused (413) by its announced size or as soon as it grows too large."""
-        if content_length is not None and content_length.isdigit():
-            self._check_size(int(content_length))
-        body = bytearray()
-        async for chunk in chunks:
-            self._check_size(len(body) + len(chunk))
-            slot.hold(len(chunk))
-            body += chunk
-        return bytes(body)
-
-    def _check_size(self, num_bytes: int) -> None:
+        """The body within the limit, held by the slot; see `read_bounded`."""
         limit = self._settings.max_body_bytes
+        return await read_bounded(chunks, content_length, limit=limit, hold=slot.hold)
+
+
+async def read_bounded(
+    chunks: AsyncIterable[bytes],
+    content_length: str | None,
+    *,
+    limit: int,
+    hold: Callable[[int], None] = lambda num_bytes: None,
+) -> bytes:
+    """A body, refused (413) by its announced size or as soon as it grows beyond `limit` bytes.
+
+    `hold` hears of every piece before it is kept.
+    """
+
+    def check(num_bytes: int) -> None:
         if num_bytes > limit:
-            raise Refused(
-                Problem(
-                    413,
-                    f"the body has {num_bytes} bytes or more, the limit is {limit}",
-                    code="body_too_large",
-                )
-            )
+            message = f"the body has {num_bytes} bytes or more, the limit is {limit}"
+            raise Refused(Problem(413, message, code="body_too_large"))
+
+    if content_length is not None and content_length.isdigit():
+        check(int(content_length))
+    body = bytearray()
+    async for chunk in chunks:
+        check(len(body) + len(chunk))
+        hold(len(chunk))
+        body += chunk
+    return bytes(body)

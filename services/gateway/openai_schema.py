@@ -9,9 +9,10 @@ refused, so a misspelt parameter is noticed.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    BaseModel,
     Discriminator,
     Field,
     Tag,
@@ -24,6 +25,8 @@ from services.gateway.openai_base import Schema as _Schema
 from services.gateway.openai_format import Formats
 from services.gateway.problems import Refused, refuse
 from shared.messages.descriptor import MAX_LOGIT_BIASES, MAX_LOGPROBS
+
+M = TypeVar("M", bound=BaseModel)
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -230,8 +233,13 @@ class ChatRequest(Formats):
 
 def parse_request(body: bytes) -> ChatRequest:
     """Raises `Refused` (400) that names the first field that is wrong."""
+    return parse_body(ChatRequest, body)
+
+
+def parse_body(kind: type[M], body: bytes) -> M:
+    """A body as this model. Raises `Refused` (400) that names the first field that is wrong."""
     try:
-        return ChatRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise _refused(error) from None
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.problems import BAD_REQUEST, SERVER_ERROR, Problem, problem_of
+from services.gateway.admission import read_bounded
+from services.gateway.openai_schema import parse_body
+from services.gateway.problems import BAD_REQUEST, SERVER_ERROR, Problem, Refused, problem_of
 from services.gateway.workers import Workers
 from shared.bus.base import Bus
 from shared.errors import BusError
@@ -77,11 +79,9 @@ def role_routes(roles: Roles) -> APIRouter:
         try:
             body = await _body(request)
             result = await roles.change(worker, body)
-        except ValidationError as error:
-            return _refusal(Problem(400, _explained(error), param="role"))
         except SwitchRefused as error:
             return _refusal(_problem(error))
-        except BusError as error:
+        except (Refused, BusError) as error:
             return _refusal(problem_of(error))
         return JSONResponse(
             {
@@ -98,21 +98,9 @@ def role_routes(roles: Roles) -> APIRouter:
 
 
 async def _body(request: Request) -> RoleChange:
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > MAX_BODY_BYTES:
-            raise SwitchRefused(
-                RefusalKind.UNKNOWN_ROLE, f"the body is larger than {MAX_BODY_BYTES} bytes"
-            )
-    return RoleChange.model_validate_json(data)
-
-
-def _explained(error: ValidationError) -> str:
-    """Each mistake with its field."""
-    return "; ".join(
-        f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in error.errors()
-    )
+    length = request.headers.get("content-length")
+    body = await read_bounded(request.stream(), length, limit=MAX_BODY_BYTES)
+    return parse_body(RoleChange, body)
 
 
 def _problem(error: SwitchRefused) -> Problem:

@@ -34,9 +34,9 @@ WORKERS = [
     [
         ("x", {"role": "decode"}, 404, "unknown_worker"),
         ("d0", {"role": "gateway"}, 400, "unknown_role"),
-        ("d0", {"role": 3}, 400, None),
-        ("d0", {"rolle": "decode"}, 400, None),
-        ("d0", {"role": "P" * 5000}, 400, "unknown_role"),
+        ("d0", {"role": 3}, 400, "invalid_value"),
+        ("d0", {"rolle": "decode"}, 400, "invalid_value"),
+        ("d0", {"role": "P" * 5000}, 413, "body_too_large"),
         ("d2", {"role": "prefill"}, 409, "worker_not_ready"),
         ("p0", {"role": "decode"}, 409, "leaves_stage_unserved"),
     ],
