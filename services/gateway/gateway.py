@@ -6,7 +6,6 @@ within an `async with`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -43,7 +42,7 @@ from shared.messages.telemetry import SpanBatch
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask, Task
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.embedding_index import EmbeddingIndex
-from shared.runtime.keep_running import keep_running
+from shared.runtime.keep_running import kept_running
 
 
 @asynccontextmanager
@@ -151,13 +150,10 @@ async def _embedding_index(bus: Bus, workers: Workers) -> AsyncIterator[Embeddin
         is_cancelled=cancellations.is_cancelled,
     )
     subscription = await bus.subscribe(subjects.CANCEL, CancelRequest, on_cancel)
-    following = asyncio.create_task(keep_running(index.run, "embedding index"))
     try:
-        yield index
+        async with kept_running(index.run, "embedding index"):
+            yield index
     finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
         await subscription.close()
 
 
@@ -211,13 +207,10 @@ def _watch(metrics: GatewayMetrics, admission: Admission, streams: Streams) -> N
 @asynccontextmanager
 async def _liveness(bus: Bus, me: WorkerRef, streams: Streams) -> AsyncIterator[Liveness]:
     liveness = Liveness(bus, me, lambda: streams.live_ids)
-    beating = asyncio.create_task(keep_running(liveness.run, "requests alive"))
     try:
-        yield liveness
+        async with kept_running(liveness.run, "requests alive"):
+            yield liveness
     finally:
-        beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating
         await liveness.close()
 
 

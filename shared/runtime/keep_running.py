@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 RESTART_PAUSE_S = 1.0
 
@@ -24,3 +25,15 @@ async def keep_running(work: Callable[[], Awaitable[None]], name: str) -> None:
         except Exception:
             logger.exception("%s failed and is started again", name)
             await asyncio.sleep(RESTART_PAUSE_S)
+
+
+@asynccontextmanager
+async def kept_running(work: Callable[[], Awaitable[None]], name: str) -> AsyncIterator[None]:
+    """`keep_running` beside what is done within."""
+    running = asyncio.create_task(keep_running(work, name))
+    try:
+        yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
