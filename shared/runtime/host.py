@@ -35,7 +35,7 @@ from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.runtime.model_dir import find_model_dir
 from shared.runtime.registration import RegistrationHeartbeat
-from shared.runtime.role_host import RoleHost, until_collected
+from shared.runtime.role_host import RoleHost
 from shared.runtime.role_transport import RoleTransport
 from shared.runtime.topology import name_of
 from shared.runtime.worker import Stage, Worker
@@ -118,7 +118,7 @@ async def serve_worker(
             )
         )
         await host.run(stop)
-        await until_collected(transport, settings.drain_s)
+        await transport.collected(settings.drain_s)
 
 
 def open_model(settings: WorkerSettings) -> ModelFolder:

@@ -33,9 +33,7 @@ from shared.runtime.topology import Stages, name_of
 from shared.runtime.worker import Stage, Worker
 from shared.telemetry import logs
 from shared.telemetry.metrics import TaskMetrics, TransportCollector
-from shared.transport.base import Transport
 
-LEASES_POLL_S = 0.02
 LANGUAGE = {Role.PREFILL, Role.DECODE}
 
 logger = logging.getLogger(__name__)
@@ -118,7 +116,7 @@ class RoleHost:
         self._worker = in_role(self._worker, after)
         self._transport.forget_watchers()
         if not keeps_memory(before, after):
-            await until_collected(self._transport, self._finish_s)
+            await self._transport.collected(self._finish_s)
             self._transport.revoke_all()
             await asyncio.to_thread(gc.collect)
         await self._publish(self._switch.drained(self._clock()))
@@ -185,15 +183,6 @@ def keeps_memory(before: Stages, after: Stages) -> bool:
     """Whether all that the old stages may have exposed outlives them: the language model and its
     KV cache do where the new stages use them, an encoder's embeddings do not."""
     return Role.ENCODE not in before and bool(LANGUAGE & set(before) and LANGUAGE & set(after))
-
-
-async def until_collected(transport: Transport, timeout_s: float) -> None:
-    """Wait, bounded, until others have pulled what this worker exposed: its tasks are done, but
-    their results would have to be computed again."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            while transport.counters().leases_open:  # noqa: ASYNC110 - rare, and not worth a signal
-                await asyncio.sleep(LEASES_POLL_S)
 
 
 class _Present(Collector):

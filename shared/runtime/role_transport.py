@@ -6,10 +6,14 @@ when their memory goes, and what they watch ends with their role.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from shared.messages.refs import TensorRef
+from shared.runtime.signal import Signal
 from shared.transport.base import Buffer, Segment, Transport, TransportCounters
+from shared.transport.lease import STANDING
 
 
 class RoleTransport:
@@ -18,6 +22,8 @@ class RoleTransport:
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         self._open: set[str] = set()
+        self._held: set[str] = set()  # of these, what others have asked for
+        self._released = Signal()
         self._watchers: list[Callable[[int], None]] = []
         self._quarantined_bytes = 0
         inner.watch_quarantine(self._tell_quarantine)
@@ -25,6 +31,13 @@ class RoleTransport:
     def forget_watchers(self) -> None:
         """A role is over, and what it watched with it."""
         self._watchers.clear()
+
+    async def collected(self, timeout_s: float) -> None:
+        """Wait, bounded, until others have pulled what they asked for: the tasks are done, but
+        their results would have to be computed again. Standing offers do not count."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._released.until(lambda: not self._held)
 
     def revoke_all(self) -> None:
         """Take back whatever is exposed."""
@@ -43,10 +56,15 @@ class RoleTransport:
 
         def released() -> None:
             self._open.discard(lease_id)
+            self._held.discard(lease_id)
+            self._released.notify()
             on_release()
 
+        holders = tuple(holders)
         ref = self._inner.expose(lease_id, segments, holders=holders, on_release=released)
         self._open.add(lease_id)
+        if STANDING not in holders:
+            self._held.add(lease_id)
         return ref
 
     def extend(self, holders: Iterable[str]) -> None:
