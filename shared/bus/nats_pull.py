@@ -68,7 +68,10 @@ class PullInbox:
         wait_s = min(max(timeout_s, 0.0), _MAX_PULL_S)
         try:
             await self._request(max_count, wait_s)
-            await asyncio.wait_for(self._ended.wait(), wait_s + _STATUS_GRACE_S)
+            # Not `wait_for`, which before Python 3.12 forgets that it was cancelled if the event
+            # is set at the same moment.
+            async with asyncio.timeout(wait_s + _STATUS_GRACE_S):
+                await self._ended.wait()
         except TimeoutError:
             await asyncio.shield(self.abandon())
         except asyncio.CancelledError:

@@ -24,6 +24,7 @@ ASK_AGAIN_S = 1.0
 """Between two copies of a request: each is answered, which also shows that the worker lives."""
 SILENCE_S = 10.0
 """Without any answer for so long, the worker counts as lost."""
+MAX_REPORTS = 64
 TIMEOUT_S = 600.0
 """For all of a switch: reading a large part of a model from a cold disk takes minutes."""
 
@@ -88,11 +89,12 @@ async def _ask(
     clock: Clock,
 ) -> RoleReport:
     """Send the request until a report ends the switch."""
-    reports: asyncio.Queue[RoleReport] = asyncio.Queue()
+    reports: asyncio.Queue[RoleReport] = asyncio.Queue(MAX_REPORTS)
 
     async def on_message(report: RoleReport, headers: Headers) -> None:
         if report.switch_id == request.switch_id:
-            reports.put_nowait(report)
+            with suppress(asyncio.QueueFull):  # the next copy of the request brings it again
+                reports.put_nowait(report)
 
     subscription = await bus.subscribe(subjects.ROLE_REPORTS, RoleReport, on_message)
     try:
@@ -102,7 +104,8 @@ async def _ask(
                 await bus.publish(subjects.ROLE, request)
                 asked_s = clock()
             with suppress(TimeoutError):
-                report = await asyncio.wait_for(reports.get(), min(ASK_AGAIN_S, silence_s))
+                async with asyncio.timeout(min(ASK_AGAIN_S, silence_s)):
+                    report = await reports.get()
                 heard_s = clock()
                 if on_report is not None:
                     on_report(report)

@@ -60,7 +60,8 @@ class Planner:
             except BusError as error:
                 logger.warning("cannot look at the system, trying again: %s", error)
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await stop.wait()
 
     async def step(self) -> Switch | None:
         """One look; the switch that was made or tried, if any. Raises `BusError`."""
