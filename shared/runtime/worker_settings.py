@@ -1,4 +1,4 @@
-"""Settings that encode, prefill and decode workers share."""
+"""Settings that encode, prefill and decode workers share, some of them with other services."""
 
 from __future__ import annotations
 
@@ -27,7 +27,24 @@ class TransferSettings(Group):
     )
 
 
-class WorkerSettings(ServiceSettings):
+class EndpointSettings(ServiceSettings):
+    """A service that is watched over HTTP."""
+
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the /metrics and /health endpoint; 0: none",
+        json_schema_extra=flag("metrics-port", "PORT"),
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address that the /metrics and /health endpoint listens on",
+        json_schema_extra=flag("metrics-host", "HOST"),
+    )
+
+
+class WorkerSettings(EndpointSettings):
     """A worker of one stage."""
 
     model: ModelSettings = ModelSettings()
@@ -58,18 +75,6 @@ class WorkerSettings(ServiceSettings):
         gt=0,
         description="Seconds of silence after which this worker counts as dead",
         json_schema_extra=flag("registration-ttl-s", "SECONDS"),
-    )
-    metrics_port: int = Field(
-        0,
-        ge=0,
-        le=65535,
-        description="Port of the /metrics and /health endpoint; 0: none",
-        json_schema_extra=flag("metrics-port", "PORT"),
-    )
-    metrics_host: str = Field(
-        "127.0.0.1",
-        description="Address that the /metrics and /health endpoint listens on",
-        json_schema_extra=flag("metrics-host", "HOST"),
     )
 
 

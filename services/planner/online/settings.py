@@ -10,7 +10,8 @@ from services.planner.online.decision import Policy
 from services.planner.online.load import Targets
 from shared.messages.control import Role
 from shared.runtime.flags import flag
-from shared.runtime.settings import Group, ModelSettings, ServiceSettings
+from shared.runtime.settings import Group, ModelSettings
+from shared.runtime.worker_settings import EndpointSettings
 
 
 class TargetSettings(Group):
@@ -48,7 +49,7 @@ class SwitchSettings(Group):
     window_s: float = Field(600.0, gt=0, description="Seconds of that window")
 
 
-class PlannerSettings(ServiceSettings):
+class PlannerSettings(EndpointSettings):
     """Watches a running system and switches workers to the stages that need them."""
 
     EXAMPLES: ClassVar[str] = (
@@ -70,18 +71,6 @@ class PlannerSettings(ServiceSettings):
         gt=0,
         description="Seconds of silence after which a worker counts as dead",
         json_schema_extra=flag("registration-ttl-s", "SECONDS"),
-    )
-    metrics_port: int = Field(
-        0,
-        ge=0,
-        le=65535,
-        description="Port of the /metrics and /health endpoint; 0: none",
-        json_schema_extra=flag("metrics-port", "PORT"),
-    )
-    metrics_host: str = Field(
-        "127.0.0.1",
-        description="Address that the /metrics and /health endpoint listens on",
-        json_schema_extra=flag("metrics-host", "HOST"),
     )
 
     @model_validator(mode="after")
