@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from services.planner.goodput import ATTAINED
@@ -35,13 +36,11 @@ def check_plot(path: Path, setting: str = "--plot") -> None:
         raise SettingsError(f"{setting} = {path}: should end with .png or .svg")
     if not path.parent.is_dir():
         raise SettingsError(f"{setting} = {path}: there is no folder {path.parent}")
-    try:
-        import matplotlib  # noqa: F401 - told before minutes of simulating, not after
-    except ImportError:
+    if find_spec("matplotlib") is None:  # told before minutes of simulating, not after
         raise SettingsError(
             f"{setting} = {path}: the package matplotlib is missing: "
             "pip install 'triptych[planner]'"
-        ) from None
+        )
 
 
 def best_of_topologies(plans: Sequence[Plan], count: int) -> tuple[Plan, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from services.planner.engine import Host, Timeline
 
 
@@ -18,7 +20,7 @@ def ends(num_cores: int, *jobs: tuple[float, float]) -> list[float]:
         host.run(seconds, end)
 
     for number, (start_s, seconds) in enumerate(jobs):
-        timeline.after(start_s, lambda number=number, seconds=seconds: begin(number, seconds))  # type: ignore[misc]
+        timeline.after(start_s, partial(begin, number, seconds))
     timeline.run()
     return found
 
