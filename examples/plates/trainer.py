@@ -50,12 +50,14 @@ STAGES: tuple[Stage, ...] = (
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""
 MORE_STAGES: tuple[Stage, ...] = (
-    Stage(0.25, Diet(21, 10, 4, batch_tokens=4000, drill_share=0.8), hints=0, learn_tower=False),
-    Stage(0.75, Diet(31, 7, 4, batch_tokens=4000, bare_share=0.05, drill_share=0.75), hints=0.4),
+    Stage(0.20, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
+    Stage(0.40, Diet(21, 10, 4, batch_tokens=4000, drill_share=0.8), hints=0, learn_tower=False),
+    Stage(0.80, Diet(31, 7, 4, batch_tokens=4000, bare_share=0.05, drill_share=0.75), hints=0.4),
     Stage(1.01, Diet(32, 5, 4, batch_tokens=4000, bare_share=0.02, drill_share=0.4), hints=0.3),
 )
-"""For weights that know the pictures already: the language model alone on fresh pictures, then both
-together, at last with requests as served."""
+"""For weights that know the pictures already: the language model alone, on stored pictures
+(where it learns to find a number, but counts by heart) and on fresh ones; both together; requests
+as served."""
 
 
 @dataclass(frozen=True)
