@@ -3,18 +3,15 @@ are spread over the encoders."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from bench.accuracy import png
 from bench.client import chat_body
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from tests.support.cluster import Cluster, running_cluster
+from tests.support.demo_engine import plates
 
 NUM_REQUESTS = 50
 NUM_ENCODERS = 2
@@ -27,11 +24,6 @@ pytestmark = pytest.mark.timeout(300)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running_cluster(tmp_path_factory.mktemp("cluster"), encoders=NUM_ENCODERS) as cluster:
         yield cluster
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def ask(client: httpx.Client, cluster: Cluster, pictures: list[bytes], text: str) -> list[int]:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from shared.model.positions import MediaGrid
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
+from tests.support.folders import built_once
 from tests.support.text_configs import ROPE, TEXT, TEXT_FAMILIES, text_configs
 
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 150, 151, 152, 153
@@ -88,14 +89,7 @@ def build_tiny_model(
 @pytest.fixture(scope="session")
 def model_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Family name -> folder of its tiny model, built once a session."""
-    folders: dict[str, Path] = {}
-
-    def build(family: str) -> Path:
-        if family not in folders:
-            folders[family] = build_tiny_model(family, tmp_path_factory.mktemp(family))
-        return folders[family]
-
-    return build
+    return built_once(build_tiny_model, tmp_path_factory)
 
 
 def load_reference(family: str, folder: Path, dtype: torch.dtype) -> Any:

@@ -24,6 +24,7 @@ from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import ChatMessage, Picture, Prompt, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
+from tests.support.folders import built_once
 from tests.support.models import build_tiny_model, quiet, spread_weights
 from tests.support.tiny_tokenizer import TOKEN_IDS, VOCAB_SIZE, tiny_tokenizer
 
@@ -73,14 +74,7 @@ def build_video_folder(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def video_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Family name -> its folder, built once a session."""
-    folders: dict[str, Path] = {}
-
-    def build(name: str) -> Path:
-        if name not in folders:
-            folders[name] = build_video_folder(name, tmp_path_factory.mktemp(name))
-        return folders[name]
-
-    return build
+    return built_once(build_video_folder, tmp_path_factory)
 
 
 def clip_file(

@@ -25,6 +25,7 @@ from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import ChatMessage, Picture, Prompt, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
+from tests.support.folders import built_once
 from tests.support.models import quiet, spread_weights
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.vision_families import VisionFamily, vision_families
@@ -69,14 +70,7 @@ def build_vision_folder(
 @pytest.fixture(scope="session")
 def vision_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Family name -> its folder, built once a session."""
-    folders: dict[str, Path] = {}
-
-    def build(name: str) -> Path:
-        if name not in folders:
-            folders[name] = build_vision_folder(name, tmp_path_factory.mktemp(name))
-        return folders[name]
-
-    return build
+    return built_once(build_vision_folder, tmp_path_factory)
 
 
 def hf_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

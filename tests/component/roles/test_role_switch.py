@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 import pytest
 
-from bench.accuracy import png
 from bench.prompts import PromptMaker
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.local_engine import LocalEngine
-from shared.demo import model_dir
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
-from shared.modelspec import ModelSpec
 from shared.runtime import language
 from shared.runtime.host import ModelFolder
 from shared.runtime.role_rules import RefusalKind, SwitchRefused
+from tests.support.demo_engine import plates
 from tests.support.roles import Hosts, running_hosts
 from tests.support.stages import GATEWAY, MODEL
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def make(

@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
-from bench.accuracy import png
 from bench.prompts import PromptMaker
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.encoder.settings import EncoderSettings
 from services.gateway.dispatch import Dispatcher, open_queues
 from services.local_engine import LocalEngine
 from services.prefill.settings import PrefillSettings
 from shared.bus import subjects
-from shared.demo import model_dir
 from shared.messages.codec import encode
 from shared.messages.control import Registration, Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.messages.refs import EmbeddingClaim
-from shared.modelspec import ModelSpec
 from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
+from tests.support.demo_engine import plates
 from tests.support.stages import GATEWAY, MEDIA, MODEL, Pipeline, running_pipeline
 
 NUM_TOKENS = 6
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def ask(

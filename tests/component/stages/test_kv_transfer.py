@@ -18,36 +18,18 @@ from services.local_engine import LocalEngine
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillStage
 from shared.bus.memory_queue import MemoryWorkQueue
-from shared.demo import model_dir
 from shared.errors import FailureKind, Outcome, QueueFull
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.work import DecodeTask
 from shared.model.decoder import LanguageModel
-from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
 from tests.support.faulty_transport import FaultyTransport
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
 
 MANY_TOKENS = 100
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
 
 
 def ask(

@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 
 import pytest
 
-from bench.accuracy import png
 from bench.prompts import PromptMaker
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.decode.executor import DecodeExecutor
 from services.local_engine import LocalEngine
 from services.prefill.executor import PrefillExecutor
 from services.prefill.settings import PrefillSettings
 from shared.bus import subjects
-from shared.demo import model_dir
 from shared.errors import FailureKind
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from shared.messages.work import EncodeTask
-from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
 from shared.runtime.step_guard import StageBroken
+from tests.support.demo_engine import plates
 from tests.support.stages import GATEWAY, MODEL, running_pipeline
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def request(

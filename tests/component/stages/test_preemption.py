@@ -9,12 +9,10 @@ import pytest
 from bench.prompts import PromptMaker
 from services.decode.settings import DecodeSettings, SpeculationSettings
 from services.local_engine import LocalEngine
-from shared.demo import model_dir
 from shared.errors import FailureKind
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, TokenEvent
-from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
@@ -22,12 +20,6 @@ from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
 BLOCK_SIZE = 16
 NUM_TOKENS = 60
 SPECULATION = SpeculationSettings(mode="ngram")
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -12,47 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from bench.accuracy import png
 from bench.prompts import PromptMaker
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.local_engine import LocalEngine
 from services.prefill import executor as executor_module
 from services.prefill.settings import PrefillSettings
 from services.prefill.stage import PrefillStage
-from shared.demo import model_dir
 from shared.errors import FailureKind
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, TokenEvent
 from shared.model.decoder import LanguageModel
-from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
+from tests.support.demo_engine import plates
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
 
 BLOCK = 16
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def ask(

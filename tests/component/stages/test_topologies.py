@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping, Sequence
 
 import pytest
 
-from bench.accuracy import png
 from bench.prompts import PromptMaker
-from examples.plates.draw import draw
-from examples.plates.specs import plate_spec
 from services.decode.executor import DecodeExecutor
 from services.local_engine import LocalEngine
 from shared.bus import subjects
-from shared.demo import model_dir
 from shared.errors import FailureKind
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, FinishedEvent
 from shared.messages.work import PrefillTask
-from shared.modelspec import ModelSpec
 from shared.runtime import language
 from shared.runtime.host import ModelFolder
 from shared.transport.base import TransportCounters
+from tests.support.demo_engine import plates
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
 
 TOPOLOGIES = ("E-P-D", "EP-D", "ED-P", "E-PD", "EPD", "1EPD 1E 1PD 1D")
-
-
-@pytest.fixture(scope="module")
-def folder() -> ModelFolder:
-    spec = ModelSpec.load(model_dir())
-    return ModelFolder(model_dir(), spec, spec.dtype, "cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: ModelFolder) -> LocalEngine:
-    return LocalEngine(folder)
-
-
-@pytest.fixture(scope="module")
-def prompts(folder: ModelFolder) -> PromptMaker:
-    return PromptMaker(folder.directory)
-
-
-def plates(seed: int, count: int) -> list[bytes]:
-    rng = random.Random(seed)
-    return [png(draw(plate_spec(rng, rng.randrange(10_000)))) for _ in range(count)]
 
 
 def request(
