@@ -23,7 +23,7 @@ class PrefillJob:
     could not start: its first pictures were to come from the cache, which no longer has them.
     `began` is called with every slice that is computed.
     `begun` is set once it has blocks and will be computed to its end without another wait;
-    `progress` tells how far it is.
+    `progress` tells how far it is, for decoders if it `travels_early`.
     """
 
     request: RequestDescriptor
@@ -37,6 +37,7 @@ class PrefillJob:
     began: Callable[[], None] = lambda: None
     started_s: float = 0.0
     ended_s: float = 0.0
+    travels_early: bool = False
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     progress: PrefillProgress = field(default_factory=PrefillProgress)
     done: asyncio.Future[FirstToken | None] = field(

@@ -54,7 +54,7 @@ class Outlet:
         self._exposer = KvExposer(worker.transport, executor, plan)
         # Where this process decodes as well, it comes first, and only a whole sequence can tell
         # whether it has room.
-        self._is_early = plan.is_early and here is None
+        self._plan = None if here is not None else plan
         self._work = work
         self._room = room
         self._here = here
@@ -67,10 +67,13 @@ class Outlet:
     def announce(self, job: PrefillJob) -> Announcement | None:
         """Tell decoders of a prompt as soon as it is being computed; None where that is not done.
 
-        An answer that ends with its first token needs none.
+        An answer that ends with its first token needs none, and where all travels in one piece
+        there is nothing to be early with.
         """
         request = job.request
-        if not self._is_early or request.next_index + 1 >= request.sampling.max_tokens:
+        if self._plan is None or not self._plan.is_divided(request.num_tokens):
+            return None
+        if request.next_index + 1 >= request.sampling.max_tokens:
             return None
         return Announcement(
             job, self._exposer, self._worker.transport, self._decode_tasks, self._work

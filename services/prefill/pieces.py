@@ -36,6 +36,10 @@ class PiecePlan:
         """Whether a decoder is asked before the prompt is computed."""
         return self.transfer != "whole"
 
+    def is_divided(self, num_tokens: int) -> bool:
+        """Whether the KV of a prompt of which nothing is cached would be more than one piece."""
+        return bool(self.token_cuts(num_tokens, 0) or self.layer_cuts(num_tokens, 0))
+
     def token_cuts(self, num_tokens: int, num_cached: int) -> tuple[int, ...]:
         """Where the second and later ranges of tokens begin: cached ones, then each chunk."""
         if not self.is_early:

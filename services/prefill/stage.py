@@ -167,6 +167,7 @@ class PrefillStage:
         def on_layer(num_layers: int) -> None:
             loop.call_soon_threadsafe(self._on_layer, batch, num_layers)
 
+        is_heard = self._tells_layers and any(each.job.travels_early for each in batch)
         busy_s = 0.0
         while not self._scheduler.is_abandoned(batch):
             self._pause_requested = False
@@ -174,7 +175,7 @@ class PrefillStage:
             tokens = await self._worker.compute(
                 step.advance,
                 lambda: self._pause_requested,
-                on_layer if self._tells_layers else None,
+                on_layer if is_heard else None,
             )
             busy_s += wall() - started_s
             if tokens is not None:
@@ -281,6 +282,7 @@ class PrefillStage:
         Whatever goes wrong, its blocks are freed.
         """
         announcement = self._outlet.announce(job)
+        job.travels_early = announcement is not None
         try:
             self._scheduler.add(job)
             self._wake()

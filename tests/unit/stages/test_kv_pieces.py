@@ -42,6 +42,16 @@ def test_layer_wise_divides_layers_too_but_not_into_crumbs() -> None:
     assert plan.layer_cuts(10, 0) == ()
 
 
+def test_what_is_small_is_not_divided() -> None:
+    bytes_of_ten = 10 * GEOMETRY.bytes_per_token
+    layer_wise = PiecePlan("layer-wise", GEOMETRY, min_piece_bytes=bytes_of_ten)
+    assert not layer_wise.is_divided(10)
+    assert layer_wise.is_divided(40)
+    assert not PiecePlan("whole", GEOMETRY, min_piece_bytes=1).is_divided(40)
+    assert not PiecePlan("per-chunk", GEOMETRY, min_piece_bytes=1).is_divided(40)
+    assert PiecePlan("per-chunk", GEOMETRY, 16, min_piece_bytes=1).is_divided(40)
+
+
 def test_pieces_cover_everything_once_and_are_bounded_in_number() -> None:
     rng = random.Random(1)
     for _ in range(500):
