@@ -131,7 +131,7 @@ class Mover(threading.Thread):
             await asyncio.sleep(max(0.0, started_s + self._at_s - time.perf_counter()))
             for name in MOVED:
                 result = await request_switch(
-                    bus, directory.live(), name, (Role.DECODE,), silence_s=SILENCE_S
+                    bus, directory, name, (Role.DECODE,), silence_s=SILENCE_S
                 )
                 self.done.append((time.perf_counter() - started_s, result))
 

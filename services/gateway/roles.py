@@ -59,9 +59,7 @@ class Roles:
     async def change(self, worker: str, change: RoleChange) -> SwitchResult:
         """Have a worker host other stages. Raises `SwitchRefused` or a `BusError`."""
         stages = parse_role(change.role)
-        return await request_switch(
-            self.bus, self.workers.live(), worker, stages, force=change.force
-        )
+        return await request_switch(self.bus, self.workers, worker, stages, force=change.force)
 
 
 def role_routes(roles: Roles) -> APIRouter:

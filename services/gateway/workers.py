@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from shared.messages.control import Registration, Role
@@ -17,6 +18,10 @@ class Workers(Protocol):
 
     def live(self) -> list[Registration]:
         """Every registered worker, in order of their names."""
+        ...
+
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Return when this is so; registrations are what it looks at."""
         ...
 
     def is_gone(self, worker: WorkerRef) -> bool:

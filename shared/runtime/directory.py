@@ -22,6 +22,7 @@ from shared.messages.control import Registration, Role
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.keep_running import keep_running
 from shared.runtime.roster import LostWorker, Roster
+from shared.runtime.signal import Signal
 from shared.runtime.topology import name_of
 
 _SWEEPS_PER_TTL = 10
@@ -49,7 +50,7 @@ class WorkerDirectory:
         self._on_lost = on_lost
         self._clock = clock
         self._roster = Roster(ttl_s)
-        self._changed = asyncio.Event()
+        self._changed = Signal()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -87,9 +88,11 @@ class WorkerDirectory:
     async def wait_until_served(self, roles: Iterable[Role]) -> None:
         """Return when each role has a live and ready worker."""
         wanted = list(roles)
-        while not all(self.is_served(role) for role in wanted):
-            self._changed.clear()
-            await self._changed.wait()
+        await self.until(lambda: all(self.is_served(role) for role in wanted))
+
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Return when this is so; it is looked at after every change of a registration."""
+        await self._changed.until(ready)
 
     async def _follow(self, bucket: KeyValue) -> None:
         async with aclosing(bucket.watch()) as watch:
@@ -112,7 +115,7 @@ class WorkerDirectory:
         return self._roster.heard(entry.key, registration, self._clock())
 
     async def _tell(self, lost: list[LostWorker]) -> None:
-        self._changed.set()
+        self._changed.notify()
         for worker in lost:
             name = worker.registration.worker.name
             stages = name_of(worker.registration.stages)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers
@@ -28,6 +29,9 @@ MAX_REPORTS = 64
 TIMEOUT_S = 600.0
 """For all of a switch: reading a large part of a model from a cold disk takes minutes."""
 
+SEEN_S = 2.0
+"""For the new role to be seen: registrations and reports come by different ways."""
+
 OnReport = Callable[[RoleReport], None]
 
 _REFUSALS = {
@@ -35,6 +39,18 @@ _REFUSALS = {
     RolePhase.REFUSED_PART: RefusalKind.MISSING_PART,
     RolePhase.FAILED: RefusalKind.FAILED,
 }
+
+
+class Registered(Protocol):
+    """Who is registered; a `WorkerDirectory`, say."""
+
+    def live(self) -> list[Registration]:
+        """Every registered worker."""
+        ...
+
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Return when this is so; registrations are what it looks at."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +68,7 @@ class SwitchResult:
 
 async def request_switch(
     bus: Bus,
-    registered: Sequence[Registration],
+    registered: Registered,
     worker: str,
     stages: Stages,
     *,
@@ -62,12 +78,13 @@ async def request_switch(
     silence_s: float = SILENCE_S,
     clock: Clock = monotonic,
 ) -> SwitchResult:
-    """Have the worker of that name host these stages; returns once it takes their tasks.
+    """Have the worker of that name host these stages; returns once it takes their tasks and
+    `registered` says so.
 
     A worker that hosts them already is left alone. `force` allows a switch that leaves a stage
     without any worker. Raises `SwitchRefused`, or a `BusError` if the bus is away.
     """
-    known = check_switch(registered, worker, stages, force=force)
+    known = check_switch(registered.live(), worker, stages, force=force)
     if known.stages == stages:
         return SwitchResult(worker, stages, stages, 0.0, 0.0, 0.0)
     asked_s = clock()
@@ -75,6 +92,14 @@ async def request_switch(
     end = await _ask(bus, request, on_report, timeout_s, silence_s, clock)
     if kind := _REFUSALS.get(end.phase):
         raise SwitchRefused(kind, f"worker {worker}: {end.detail}")
+    with suppress(TimeoutError):  # the switch took place, whoever has not heard of it
+        async with asyncio.timeout(SEEN_S):
+            await registered.until(
+                lambda: any(
+                    each.worker == known.worker and each.ready and each.stages == end.stages
+                    for each in registered.live()
+                )
+            )
     return SwitchResult(
         worker, known.stages, end.stages, end.drain_s, end.build_s, clock() - asked_s
     )

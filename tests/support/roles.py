@@ -44,7 +44,8 @@ class Hosts(Pipeline):
         return self.directory.live()
 
     async def switch(self, name: str, role: str, **options) -> SwitchResult:
-        return await request_switch(self.bus, self.registered(), name, parse_role(role), **options)
+        assert self.directory is not None
+        return await request_switch(self.bus, self.directory, name, parse_role(role), **options)
 
     def left_over(self) -> dict[str, float]:
         """Leases, blocks and embeddings that are still held, by worker."""

@@ -57,7 +57,7 @@ async def serve(settings: PlannerSettings, stop: Stop) -> None:
         )
 
         async def act(switch: Switch) -> SwitchResult:
-            return await request_switch(bus, observer.registered, switch.worker, switch.after)
+            return await request_switch(bus, observer.directory, switch.worker, switch.after)
 
         planner = Planner(
             observer,

@@ -14,7 +14,7 @@ from services.planner.online.load import Observation, WorkerView
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers, Subscription, WorkQueue
 from shared.clock import Clock, monotonic
-from shared.messages.control import STAGES, Registration, Role
+from shared.messages.control import STAGES, Role
 from shared.messages.telemetry import SpanBatch
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.runtime.directory import WorkerDirectory
@@ -30,7 +30,8 @@ MAX_WAITS = 4096
 
 
 class Observer:
-    """Follows one model's workers; `window_s` is how far back waiting counts."""
+    """Follows one model's workers, which are in `directory`; `window_s` is how far back waiting
+    counts."""
 
     def __init__(
         self, bus: Bus, model: str, *, ttl_s: float, window_s: float, clock: Clock = monotonic
@@ -39,7 +40,7 @@ class Observer:
         self._model = model
         self._window_s = window_s
         self._clock = clock
-        self._directory = WorkerDirectory(bus, ttl_s=ttl_s, model=model, clock=clock)
+        self.directory = WorkerDirectory(bus, ttl_s=ttl_s, model=model, clock=clock)
         self._queues: dict[Role, WorkQueue[Any]] = {}
         self._subscription: Subscription | None = None
         self._waits: dict[Role, deque[tuple[float, float]]] = {
@@ -51,7 +52,7 @@ class Observer:
             subject = subjects.work(stage, self._model)
             self._queues[stage] = await self._bus.work_queue(subject, kind)
         self._subscription = await self._bus.subscribe(subjects.SPANS, SpanBatch, self._on_spans)
-        await self._directory.__aenter__()
+        await self.directory.__aenter__()
         return self
 
     async def __aexit__(
@@ -60,19 +61,14 @@ class Observer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._directory.__aexit__(kind, error, traceback)
+        await self.directory.__aexit__(kind, error, traceback)
         if self._subscription is not None:
             await self._subscription.close()
-
-    @property
-    def registered(self) -> list[Registration]:
-        """The model's workers, whether or not they take tasks now."""
-        return self._directory.live()
 
     async def look(self) -> Observation:
         """The system now. Raises `BusError` if the bus is away."""
         depths = {stage: await queue.depth() for stage, queue in self._queues.items()}
-        ready = self._directory.live(ready_only=True)
+        ready = self.directory.live(ready_only=True)
         return Observation(
             tuple(WorkerView(each.worker.name, each.stages) for each in ready),
             depths,
@@ -80,7 +76,7 @@ class Observer:
         )
 
     async def _on_spans(self, batch: SpanBatch, headers: Headers) -> None:
-        known = {each.worker.name for each in self._directory.live()}
+        known = {each.worker.name for each in self.directory.live()}
         now_s = self._clock()
         for span in batch.spans:
             for stage, waits in self._waits.items():

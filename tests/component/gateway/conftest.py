@@ -61,6 +61,10 @@ class FakeWorkers:
     def live(self) -> list[Registration]:
         return list(self.registered)
 
+    async def until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            await asyncio.sleep(0.001)
+
     def is_gone(self, worker: WorkerRef) -> bool:
         return worker in self.gone
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from shared.bus import subjects
@@ -80,6 +82,10 @@ async def test_a_workers_end_is_passed_on(
                 detail="so it is",
             )
             await bus.publish(subjects.ROLE_REPORTS, report)
+            if phase is RolePhase.DONE:  # its registration comes after its report
+                await asyncio.sleep(0.05)
+                changed = WORKERS[0].model_copy(update={"stages": request.stages})
+                system.workers.registered = [changed, *WORKERS[1:]]
 
         await bus.subscribe(subjects.ROLE, RoleRequest, on_request)
         response = await system.client.post("/v1/roles/d0", json={"role": "P"})
@@ -88,6 +94,7 @@ async def test_a_workers_end_is_passed_on(
         if code is None:
             assert (body["before"], body["after"]) == (["decode"], ["prefill"])
             assert body["build_s"] == 0.25
+            assert system.workers.live()[0].stages == (Role.PREFILL,)
         else:
             assert body["error"]["code"] == code
 

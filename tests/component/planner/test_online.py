@@ -81,7 +81,7 @@ class Stage:
     def planner(self, *, advises: bool = False) -> Planner:
         async def act(switch: Switch) -> object:
             return await request_switch(
-                self.bus, self.observer.registered, switch.worker, switch.after
+                self.bus, self.observer.directory, switch.worker, switch.after
             )
 
         actuator: Actuator | None = None if advises else act
