@@ -20,6 +20,7 @@ from PIL import Image
 
 from bench.prompts import PromptMaker
 from services.local_engine import LocalEngine
+from services.prefill.pieces import PiecePlan
 from shared.demo import model_dir
 from shared.messages.work import FIRST_TOKEN_BYTES
 from shared.modelspec import ModelSpec
@@ -84,20 +85,22 @@ def test_greedy_requests_equal_transformers(
 def test_every_tensor_moved_over_ucx(
     cluster: Cluster, answers: list[list[int]], requests: list[Mixed]
 ) -> None:
-    """Sent equals received: the embedding of every picture once, and the KV of all requests, each
-    with its first token behind it."""
+    """Sent equals received: the embedding of every picture once, and the KV of all requests; where
+    that travels early, the first token is behind it."""
     spec = ModelSpec.load(model_dir())
     prompts = PromptMaker(model_dir())
-    kv_bytes_per_token = (
-        ModelFolder(model_dir(), spec, spec.dtype, "cpu").geometry(16).bytes_per_token
-    )
+    geometry = ModelFolder(model_dir(), spec, spec.dtype, "cpu").geometry(16)
+    plan = PiecePlan("layer-wise", geometry)
     embedding_bytes: dict[str, int] = {}
     kv_bytes = 0
     for request in requests:
         made = prompts.request(request.pictures, request.question, request.sampling)
         for item in made.media:
             embedding_bytes[item.content_key] = 4 * spec.text.hidden_size * item.num_tokens
-        kv_bytes += kv_bytes_per_token * len(made.prompt_token_ids) + FIRST_TOKEN_BYTES
+        num_tokens = len(made.prompt_token_ids)
+        kv_bytes += geometry.bytes_per_token * num_tokens
+        if plan.is_divided(num_tokens) and request.sampling.max_tokens > 1:
+            kv_bytes += FIRST_TOKEN_BYTES
     (encoder,), (prefill,), (decode,) = map(cluster.workers, ("encoder", "prefill", "decode"))
     sent, received = (
         f"triptych_transfer_bytes_total{{direction={d}}}" for d in ("sent", "received")
