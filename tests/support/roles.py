@@ -47,6 +47,13 @@ class Hosts(Pipeline):
         assert self.directory is not None
         return await request_switch(self.bus, self.directory, name, parse_role(role), **options)
 
+    def num_running(self, name: str, stage: str) -> int:
+        """Tasks at work in a stage of a worker."""
+        value = self.hosts[name].registry.get_sample_value(
+            "triptych_num_requests_running", {"stage": stage}
+        )
+        return int(value or 0)
+
     def left_over(self) -> dict[str, float]:
         """Leases, blocks and embeddings that are still held, by worker."""
         held: dict[str, float] = {}

@@ -28,12 +28,18 @@ def make(
     return made.model_copy(update={"request_id": name, "gateway": GATEWAY, "model": MODEL})
 
 
-async def started(system: Hosts, names: list[str], num_tokens: int = 2) -> None:
+async def started(system: Hosts, names: list[str], num_tokens: int) -> None:
     """Wait until some of these answers are in the middle of their decoding."""
     async with system.arrived:
         await system.arrived.wait_for(
             lambda: any(len(system.events.get(name, ())) >= num_tokens for name in names)
         )
+
+
+async def decoding(system: Hosts, name: str) -> None:
+    """Wait until this worker has answers in the middle of their decoding."""
+    while not system.num_running(name, "decode"):
+        await asyncio.sleep(0.001)
 
 
 def num_moved(system: Hosts) -> int:
@@ -60,7 +66,7 @@ async def test_a_decoder_becomes_prefill_and_comes_back_under_load(
         folder, "2P 2D", switch_finish_s=0.0, max_batch=4, kv_bytes="16MiB"
     ) as system:
         await asyncio.gather(*(system.submit(each, []) for each in requests.values()))
-        await started(system, list(requests))
+        await decoding(system, "w3")
         there = await system.switch("w3", "prefill")
         assert (there.before, there.after) == ((Role.DECODE,), (Role.PREFILL,))
         back = await system.switch("w3", "decode")
