@@ -30,7 +30,7 @@ class CpuAttention:
         self._other = SdpaAttention()
         if has_compiled_kernels():
             # Compiled now, while a model is loaded: a first request must not wait for it.
-            from shared.model.kernels import norms, pages  # noqa: F401
+            from shared.model.kernels import gates, norms, pages  # noqa: F401
 
     def plan(
         self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()

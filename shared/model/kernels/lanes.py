@@ -6,8 +6,10 @@ the values are summed up to.
 
 from __future__ import annotations
 
+from math import factorial, inf, log
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
@@ -16,6 +18,9 @@ LANES = 8
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _STORED = {types.float32: (_F32, 4), types.uint16: (_I16, 2), types.int8: (ir.IntType(8), 1)}
+
+_INTEGERS = 1.5 * 2.0**23
+"""float32 numbers of this size are integers."""
 
 VECTOR = ir.VectorType(_F32, LANES)
 
@@ -26,6 +31,42 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
         builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32"
     )
     return builder.call(function, [a, b, c])
+
+
+def constant(value: float) -> Any:
+    """A vector of one float32 number."""
+    return ir.Constant(VECTOR, [value] * LANES)
+
+
+def exponential(builder: Any, x: Any) -> Any:
+    """`e ** x` to 2e-7, relative; zero below -87, infinite above 88, and NaN of NaN.
+
+    `x` is a multiple of ln 2 and a rest of at most half of it, which a Taylor series covers.
+    """
+    # Added to so large a number, the multiple is rounded, and it stands in the lowest bits.
+    shifted = fused_multiply_add(builder, x, constant(1 / log(2)), constant(_INTEGERS))
+    multiple = builder.fsub(shifted, constant(_INTEGERS))
+    high = float(np.float32(log(2)))
+    rest = fused_multiply_add(builder, multiple, constant(-high), x)
+    rest = fused_multiply_add(builder, multiple, constant(high - log(2)), rest)
+    series = constant(1 / factorial(7))
+    for power in range(6, -1, -1):
+        series = fused_multiply_add(builder, series, rest, constant(1 / factorial(power)))
+    words = ir.VectorType(_I32, LANES)
+    exponent = builder.shl(builder.bitcast(shifted, words), ir.Constant(words, [23] * LANES))
+    scale = builder.add(exponent, ir.Constant(words, [0x3F800000] * LANES))
+    result = builder.fmul(series, builder.bitcast(scale, VECTOR))
+    for comparison, bound, beyond in (("<", -87.0, 0.0), (">", 88.0, inf)):
+        is_beyond = builder.fcmp_ordered(comparison, x, constant(bound))
+        result = builder.select(is_beyond, constant(beyond), result)
+    return result
+
+
+def as_bf16(builder: Any, vector: Any) -> Any:
+    """float32 rounded to bfloat16 and widened again."""
+    words = ir.VectorType(_I32, LANES)
+    bits = builder.zext(rounded_bits(builder, vector), words)
+    return builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * LANES)), VECTOR)
 
 
 def prefetch(builder: Any, pointer: Any) -> None:
