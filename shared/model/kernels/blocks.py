@@ -15,7 +15,14 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from shared.model.kernels.lanes import LANES, VECTOR, fused_multiply_add, load_one, store_lanes
+from shared.model.kernels.lanes import (
+    LANES,
+    VECTOR,
+    fused_multiply_add,
+    load_one,
+    spread,
+    store_lanes,
+)
 
 BLOCK_ROWS = 6
 BLOCK_COLUMNS = 2 * LANES
@@ -134,18 +141,10 @@ def _add_outer_product(builder: Any, rows: Any, columns: Any, at: Any, totals: l
     first = builder.gep(rows, [builder.mul(at, ir.Constant(_I64, BLOCK_ROWS))])
     for i in range(BLOCK_ROWS):
         value = builder.load(builder.gep(first, [ir.Constant(_I64, i)]))
-        spread = _spread(builder, value)
+        values = spread(builder, value)
         for n, weight in enumerate(weights):
             total = totals[i * num_vectors + n]
-            builder.store(fused_multiply_add(builder, spread, weight, builder.load(total)), total)
-
-
-def _spread(builder: Any, value: Any) -> Any:
-    """A vector of one value."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(single, undefined, mask)
+            builder.store(fused_multiply_add(builder, values, weight, builder.load(total)), total)
 
 
 def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:

@@ -38,6 +38,14 @@ def constant(value: float) -> Any:
     return ir.Constant(VECTOR, [value] * LANES)
 
 
+def spread(builder: Any, value: Any) -> Any:
+    """A vector of one float32 value."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(single, undefined, mask)
+
+
 def exponential(builder: Any, x: Any) -> Any:
     """`e ** x` to 2e-7, relative; zero below -87, infinite above 88, and NaN of NaN.
 
