@@ -25,12 +25,25 @@ MIN_BLOCKS = 4
 
 
 class ManyRows:
-    """The product kernels, compiled when this is made: a first request must not wait for it."""
+    """The product kernels for rows of one format and weights of another.
 
-    def __init__(self) -> None:
+    Compiled when this is made: a first request must not wait for it.
+    """
+
+    def __init__(self, dtype: torch.dtype, stored: torch.dtype) -> None:
         from shared.model.kernels import products
 
         self._products: Any = products
+        self._dtype = dtype
+        is_wide = dtype == torch.float32
+        if stored == torch.bfloat16:
+            multiply = products.multiply_bf16
+        elif is_wide:
+            multiply = products.multiply_int8_to_float32
+        else:
+            multiply = products.multiply_int8_to_bf16
+        self._arrange = (products.arrange_float32 if is_wide else products.arrange_bf16).address
+        self._multiply = multiply.address
 
     def run(
         self,
@@ -39,14 +52,16 @@ class ManyRows:
         scale: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`x` `[..., width]` to `[..., columns]`: bfloat16, or float32 with an int8 weight."""
+        """`x` `[..., width]` to `[..., columns]`, in x's dtype."""
         columns, width = weight.shape
+        if x.dtype != self._dtype:
+            raise ValueError(f"{x.dtype} rows for a kernel of {self._dtype} rows")
         rows = x.reshape(-1, width)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
         step = self._rows_at_a_time(width)
-        parts = zip(rows.split(step), out.view(-1, columns).split(step), strict=True)
+        parts = zip(torch.split(rows, step), torch.split(out.view(-1, columns), step), strict=True)
         for part, part_of_out in parts:
             self._run_part(part, weight, scale, bias, part_of_out)
         return out
@@ -83,19 +98,9 @@ class ManyRows:
             ),
             np.int64,
         )
-        arrange, multiply = self._kernels(x.dtype, weight.dtype)
-        run_on_team(arrange, arguments)
+        run_on_team(self._arrange, arguments)
         arguments[products.NEXT] = 0
-        run_on_team(multiply, arguments)
-
-    def _kernels(self, dtype: torch.dtype, stored: torch.dtype) -> tuple[int, int]:
-        """Addresses of what arranges rows of `dtype`, and of what multiplies by weights."""
-        products = self._products
-        if stored == torch.bfloat16:
-            return products.arrange_bf16.address, products.multiply_bf16.address
-        if dtype == torch.bfloat16:
-            return products.arrange_bf16.address, products.multiply_int8_to_bf16.address
-        return products.arrange_float32.address, products.multiply_int8_to_float32.address
+        run_on_team(self._multiply, arguments)
 
     def _rows_at_a_time(self, width: int) -> int:
         num_panels = MAX_PANEL_BYTES // (4 * self._products.panel_values(width))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -36,19 +35,24 @@ INT8_MAX = 127
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """Imported, and thereby compiled, when a model is loaded: a first request must not wait."""
+    """Compiled when a model is loaded: a first request must not wait for it."""
 
-    few: ModuleType
+    few: int
     many: ManyRows
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> _Compiled | None:
-        """None where vectors do not fit the weight."""
+    def of(cls, dtype: torch.dtype, weight: torch.Tensor) -> _Compiled | None:
+        """For rows of `dtype`; None where vectors do not fit the weight."""
         if weight.shape[1] % VECTOR_LANES:
             return None
         from shared.model.kernels import rows
 
-        return cls(rows, ManyRows())
+        if weight.dtype == torch.bfloat16:
+            few = rows.bf16_rows
+        else:
+            is_wide = dtype == torch.float32
+            few = rows.float32_rows_int8 if is_wide else rows.wide_bf16_rows_int8
+        return cls(few.address, ManyRows(dtype, weight.dtype))
 
 
 class Bf16Kernel:
@@ -57,7 +61,7 @@ class Bf16Kernel:
     def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
         self.name = "compiled bfloat16" if compiled else "panels bfloat16"
         self._weight = weight.contiguous()
-        self._compiled = _Compiled.of(weight) if compiled else None
+        self._compiled = _Compiled.of(weight.dtype, self._weight) if compiled else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         is_few = prod(x.shape[:-1]) <= MAX_COMPILED_ROWS
@@ -67,8 +71,7 @@ class Bf16Kernel:
             return _by_panels(x, self._weight, None, bias)
         if not is_few:
             return self._compiled.many.run(x, self._weight, None, bias)
-        kernel = self._compiled.few.bf16_rows.address
-        return _few_rows(kernel, x, self._weight, None, bias, x.dtype)
+        return _few_rows(self._compiled.few, x, self._weight, None, bias, x.dtype)
 
 
 class Int8Kernel:
@@ -80,17 +83,15 @@ class Int8Kernel:
         scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
         self._weight = torch.round(weight.float() / scale).to(torch.int8)
         self._scale = scale.flatten()
-        self._compiled = _Compiled.of(weight) if compiled else None
+        self._compiled = _Compiled.of(weight.dtype, self._weight) if compiled else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._compiled is None:
             return _by_panels(x, self._weight, self._scale, bias)
         if prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
             return self._compiled.many.run(x, self._weight, self._scale, bias)
-        is_wide = x.dtype == torch.float32
         few = self._compiled.few
-        kernel = few.float32_rows_int8 if is_wide else few.wide_bf16_rows_int8
-        return _few_rows(kernel.address, x.float(), self._weight, self._scale, bias, x.dtype)
+        return _few_rows(few, x.float(), self._weight, self._scale, bias, x.dtype)
 
 
 def _few_rows(

@@ -91,15 +91,17 @@ VALUE_PANEL = GROUP_KEYS * BLOCK_ROWS + LANES
 @register_jitable
 def _block_values(width: int) -> int:
     """Room for a block of queries: themselves, their sums and their state."""
-    return (width + _num_value_panels(width) * BLOCK_ROWS) * BLOCK_COLUMNS + STATE_VALUES
+    sums: int = _num_value_panels(width) * BLOCK_ROWS
+    return (width + sums) * BLOCK_COLUMNS + STATE_VALUES
 
 
 @register_jitable
 def _shared_values(width: int) -> int:
     """Room for a group of keys and values, and for the scores of one block."""
-    keys = GROUP_KEYS // BLOCK_ROWS * _key_panel(width)
-    values = _num_value_panels(width) * VALUE_PANEL
-    return GROUP_KEYS * (_row_values(width) + BLOCK_COLUMNS) + keys + values
+    keys: int = GROUP_KEYS // BLOCK_ROWS * _key_panel(width)
+    values: int = _num_value_panels(width) * VALUE_PANEL
+    rows: int = GROUP_KEYS * _row_values(width)
+    return rows + GROUP_KEYS * BLOCK_COLUMNS + keys + values
 
 
 def scratch_values(width: int, num_blocks: int) -> int:

@@ -22,6 +22,12 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return ManyRows(torch.bfloat16, torch.bfloat16).run(x, weight, None, bias)
+
+
 def assert_right(
     got: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
@@ -39,7 +45,7 @@ def test_bf16_is_right_to_one_rounding(shape: tuple[int, int], has_bias: bool) -
     bias = random(shape[0], dtype=torch.bfloat16, seed=1) if has_bias else None
     for rows in (1, 5, 6, 7, 49, 100):
         x = random(rows, shape[1] + 3, dtype=torch.bfloat16, seed=rows)[:, 3:]
-        assert_right(ManyRows().run(x, weight, None, bias), x, weight, bias)
+        assert_right(product(x, weight, bias), x, weight, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -48,7 +54,7 @@ def test_int8_is_right_to_one_rounding(dtype: torch.dtype, shape: tuple[int, int
     weight = torch.randint(-127, 128, shape, generator=torch.Generator().manual_seed(0))
     scale = random(shape[0], dtype=torch.float32, seed=2).abs()
     x, bias = random(50, shape[1], dtype=dtype), random(shape[0], dtype=dtype, seed=1)
-    got = ManyRows().run(x, weight.to(torch.int8), scale, bias)
+    got = ManyRows(dtype, torch.int8).run(x, weight.to(torch.int8), scale, bias)
     assert got.dtype == dtype
     assert_right(got, x, weight * scale[:, None].double(), bias)
 
@@ -58,27 +64,26 @@ def test_a_row_depends_neither_on_others_nor_on_threads_nor_on_parts(
 ) -> None:
     weight, bias = random(145, 904, dtype=torch.bfloat16), random(145, dtype=torch.bfloat16, seed=1)
     x = random(100, 904, dtype=torch.bfloat16, seed=2)
-    together = ManyRows().run(x, weight, None, bias)
+    together = product(x, weight, bias)
     for rows in (1, 17, 30, 77):
-        assert torch.equal(ManyRows().run(x[:rows], weight, None, bias), together[:rows])
-        assert torch.equal(ManyRows().run(x[-rows:], weight, None, bias), together[-rows:])
+        assert torch.equal(product(x[:rows], weight, bias), together[:rows])
+        assert torch.equal(product(x[-rows:], weight, bias), together[-rows:])
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(ManyRows().run(x, weight, None, bias), together)
+            assert torch.equal(product(x, weight, bias), together)
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(many_rows, "MAX_PANEL_BYTES", 1)  # one panel at a time
-    assert torch.equal(
-        ManyRows().run(x.view(4, 25, 904), weight, None, bias).view(100, -1), together
-    )
+    parted = product(x.view(4, 25, 904), weight, bias)
+    assert torch.equal(parted.view(100, -1), together)
 
 
 def test_not_a_number_stays_in_its_row() -> None:
     weight, x = random(40, 64, dtype=torch.bfloat16), random(20, 64, dtype=torch.bfloat16)
     x[7, 5] = float("nan")
-    got = ManyRows().run(x, weight, None, None)
+    got = product(x, weight)
     assert bool(got[7].isnan().all())
     assert int(got.isnan().any(1).sum()) == 1
 
@@ -93,3 +98,9 @@ def test_work_is_divided_evenly(threads: int, monkeypatch: pytest.MonkeyPatch) -
         if num_blocks >= 16 * threads:
             # No thread has more than a quarter over the mean.
             assert -(-num_pieces // threads) * size <= num_blocks / threads * 1.25
+
+
+def test_rows_of_another_format_are_refused() -> None:
+    weight = random(16, 64, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"float32 rows for a kernel of torch.bfloat16"):
+        product(random(20, 64, dtype=torch.float32), weight)
