@@ -44,11 +44,11 @@ class CpuAttention:
 
 
 def _compile_for(dtype: torch.dtype) -> None:
-    from shared.model.kernels import gates, norms, pages, prompts
+    from shared.model.kernels import gates, norms, pages, prompts, rotations
 
     kernels = [getattr(pages, KERNEL_OF_DTYPE[dtype]), getattr(prompts, PROMPT_KERNELS[dtype])]
     if dtype == torch.bfloat16:
-        kernels += [norms.norm_bf16, gates.swiglu_bf16]
+        kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
     for kernel in kernels:
         kernel.address  # noqa: B018 - compiles
 

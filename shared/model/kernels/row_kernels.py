@@ -1,4 +1,4 @@
-"""Row by row in one call: when a norm or a gate goes to a compiled kernel, and how it is called.
+"""Row by row in one call: when a norm, a gate or a rotation is a compiled kernel's, and its call.
 
 In: bfloat16 rows. Out: rows, or None where torch has to do it. A row's result does not depend on
 the rows beside it.
@@ -62,6 +62,38 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor | None:
     )
     single = gate_up.numel() <= MAX_SINGLE_VALUES
     run_on_team(gates.swiglu_bf16.address, arguments, single=single)
+    return out
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor) -> torch.Tensor | None:
+    """`x cos + swapped(x) sin_signed` of bfloat16 heads `[num_tokens, heads, head_dim]` on a CPU.
+
+    `cos` and `sin_signed` are `[num_tokens, 1, head_dim]`; heads are swapped half by half.
+    """
+    num_tokens, heads, head_dim = x.shape
+    is_fit = x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_compiled_kernels()
+    if not is_fit or head_dim % (2 * VECTOR_LANES) or x.stride()[1:] != (head_dim, 1):
+        return None
+    if cos.dtype != x.dtype or not (cos.is_contiguous() and sin_signed.is_contiguous()):
+        return None
+    from shared.model.kernels import rotations
+
+    out = torch.empty(x.shape, dtype=x.dtype)
+    arguments = np.array(
+        (
+            0,
+            num_tokens,
+            heads,
+            head_dim,
+            x.data_ptr(),
+            x.stride(0),
+            cos.data_ptr(),
+            sin_signed.data_ptr(),
+            out.data_ptr(),
+        ),
+        np.int64,
+    )
+    run_on_team(rotations.rotate_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Compiled norms and gates against float64 and torch's operators."""
+"""Compiled norms, gates and rotations against float64 and torch's operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.model.kernels.choice import has_compiled_kernels
-from shared.model.kernels.row_kernels import rms_norm, swiglu
+from shared.model.kernels.row_kernels import rms_norm, rotate, swiglu
 from shared.model.norm import RmsNorm
 
 EPS = 1e-6
@@ -69,6 +69,24 @@ def test_gates_of_every_size_and_not_a_number() -> None:
     assert bool(((got[0] - expected).abs() <= allowed)[is_number].all())
     assert got[0, 10] == float("inf")
     assert bool(got[0, 11].isnan())
+
+
+@needs_compiled
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+def test_rotations_are_those_of_torch(head_dim: int) -> None:
+    """To the last bit: every product and sum is rounded where torch rounds it."""
+    generator = torch.Generator().manual_seed(0)
+    heads = torch.randn(NUM_ROWS, 9, head_dim, generator=generator).bfloat16()[:, 2:]
+    angles = torch.rand(NUM_ROWS, 1, head_dim, generator=generator) * 6
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    half = head_dim // 2
+    swapped = torch.cat((heads[..., half:], heads[..., :half]), dim=-1)
+    for rows in (1, NUM_ROWS):
+        got = rotate(heads[:rows], cos[:rows], sin[:rows])
+        assert got is not None
+        assert torch.equal(got, (heads * cos + swapped * sin)[:rows])
+    assert rotate(heads.float(), cos.float(), sin.float()) is None
+    assert rotate(heads[..., :8], cos[..., :8], sin[..., :8]) is None
 
 
 def test_everything_else_goes_to_torch() -> None:
