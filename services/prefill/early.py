@@ -34,7 +34,8 @@ class EarlyWork(Generic[J]):
     """Cuts beginnings off prompts, and remembers what these found in the cache at first.
 
     Less than `min_tokens` tokens are not worth a step, which reads all weights; with 0, or without
-    a cache, nothing is computed early.
+    a cache, nothing is computed early. Half of the free blocks stay free: running answers that grow
+    in the same pool must not give way to this.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class EarlyWork(Generic[J]):
         taken: list[Slice[J]] = []
         uncovered: list[J] = []
         num_left = self._max_batch_tokens
+        num_free = self._pool.num_free
         for job in jobs:
             cached = match(job)
             start = len(cached) * self._pool.block_size
@@ -79,7 +81,7 @@ class EarlyWork(Generic[J]):
             if stop is None or (taken and stop - start > num_left):
                 continue
             needed = -(-stop // self._pool.block_size) - len(cached)
-            if needed > self._pool.num_allocatable(cached):
+            if 2 * (self._pool.num_allocatable(cached) - needed) < num_free:
                 continue
             job.blocks = self._pool.allocate(needed, shared=cached)
             self.found(job, start)
@@ -118,17 +120,22 @@ class EarlyWork(Generic[J]):
         if not self.is_done:
             return None
         known = max(start, self._begun[job].reached_tokens if job in self._begun else 0)
-        ready = self._uncut(job, start, job.num_ready_tokens)
+        ready = self._uncut(job, known, job.num_ready_tokens)
         if ready is None or self._kept(ready) - known < self._min_tokens:
             return None
-        stop = self._uncut(job, start, min(job.num_ready_tokens, start + room))
+        stop = self._uncut(job, known, min(job.num_ready_tokens, start + room))
         return stop if stop is not None and self._kept(stop) > known else None
 
-    def _uncut(self, job: J, start: int, stop: int) -> int | None:
-        """The end of a slice that should end at `stop` in whole blocks, without cutting a span that
-        must be whole; None if that takes tokens which are not ready."""
-        stop = uncut_stop(start, self._kept(stop), job.whole_spans)
-        return stop if stop <= job.num_ready_tokens else None
+    def _uncut(self, job: J, known: int, stop: int) -> int | None:
+        """The end of a slice that should end in front of `stop` in whole blocks, without cutting a
+        span that must be whole; None if that takes tokens which are not ready."""
+        aligned = self._kept(stop)
+        behind = uncut_stop(aligned - 1, aligned, job.whole_spans)
+        if behind <= stop:
+            return behind
+        # In front of the span only where a block more than the known ones is kept by that.
+        cut = uncut_stop(known + self._pool.block_size - 1, aligned, job.whole_spans)
+        return cut if cut <= job.num_ready_tokens else None
 
     def _kept(self, num_tokens: int) -> int:
         """Tokens of the full blocks, which the cache can keep."""
