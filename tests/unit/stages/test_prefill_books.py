@@ -44,9 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_bare_blocks=st.integers(0, 2),
         num_missing=st.sampled_from([0, 0, 1, 20, 50]),
     )
-    def add(
-        self, tokens: list[int], priority: int, num_bare_blocks: int, num_missing: int
-    ) -> None:
+    def add(self, tokens: list[int], priority: int, num_bare_blocks: int, num_missing: int) -> None:
         prompt = prompt_of(self.scheduler, [token for token in tokens for _ in range(8)])
         prompt.priority = priority
         cached = self.scheduler.prefix.num_cached_tokens(  # type: ignore[union-attr]
