@@ -1,4 +1,4 @@
-"""Overlap on and off in every topology, and for every kind of picture: the tokens of one process."""
+"""Overlap on and off in every topology and for every kind of picture: one process' tokens."""
 
 from __future__ import annotations
 
