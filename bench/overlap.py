@@ -4,12 +4,11 @@ Compute is a delay: encode, prefill and decode take what a model of 7.6 billion 
 A100 (`bench/delayed/profiles.py`). Gateway, NATS, schedulers, preprocessing and UCX are real.
 
 Two clusters, of one encoder, one prefill and one decode worker each unless told otherwise, run side
-by side. First they are
-asked in turn, one request at a time, about texts that stand in front of the pictures, where
-everything up to the first picture can be computed while it is encoded, and behind them, where
-nothing can. Then each gets the same mix of all of them at random times, so that there is always
-something else to do than the beginning of a prompt. Prints TTFTs and their ratios; those of a text
-in front of the pictures come last.
+by side. First they are asked in turn, one request at a time, about texts that stand in front of the
+pictures, where everything up to the first picture can be computed while it is encoded, and behind
+them, where nothing can. Then each gets the same mix of these at random times, so that there is
+often something else to do than to begin a prompt. Prints TTFTs and their ratios; those of a text in
+front of the pictures come last.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ OTHERS = (
     Kind("1 picture", 1, SHORT_WORDS, ANSWER_TOKENS),
 )
 MIX = (FRONT[0], *OTHERS)
-MIX_RATE_PER_S = 0.35
-"""The encoder is busy for about 70 % of the time, prefill for 30 %."""
+MIX_RATE_PER_S = 0.75
+"""One encoder is busy for about 60 % of the time, prefill for 70 %."""
 WARM_UP = -1
 SIDES = ("off", "on")
 
