@@ -28,7 +28,6 @@ from shared.model.decoder import LanguageModel
 from shared.runtime.host import ModelFolder
 from shared.runtime.intake import Ticket
 from shared.runtime.settings import ModelSettings
-from shared.text.prompt import ChatMessage
 from shared.transport.base import Segment
 from tests.support.demo_engine import plates
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
@@ -41,18 +40,10 @@ def ask(
     prompts: PromptMaker, name: str, pictures: Sequence[bytes], text: str = LONG, **changes: Any
 ) -> RequestDescriptor:
     """A text, the pictures, and a question behind them."""
-    made = prompts.request(pictures, "", SamplingParams(temperature=0.0, max_tokens=6))
-    parts = (text, *map(prompts.measure, pictures), "And this?")
-    prompt = prompts.build([ChatMessage("user", parts)])
+    sampling = SamplingParams(temperature=0.0, max_tokens=6)
+    made = prompts.request(pictures, "And this?", sampling, preface=text)
     return made.model_copy(
-        update={
-            "request_id": name,
-            "gateway": GATEWAY,
-            "model": MODEL,
-            "prompt_token_ids": prompt.token_ids,
-            "media": prompt.media,
-            **changes,
-        }
+        update={"request_id": name, "gateway": GATEWAY, "model": MODEL, **changes}
     )
 
 
