@@ -1,10 +1,10 @@
 """The encode stage: takes `EncodeTask`s, announces embeddings.
 
-A task's picture is fetched from the media store, preprocessed in a bounded pool of threads, batched
-with others by patch budget, embedded, and put on the shelf, which offers it to all. The same
-picture asked for twice is embedded once, here and in the whole cluster: a task whose embedding
-another worker has or makes ends at once. If this process dies before it announced, the task returns
-to the queue.
+A task's picture, or its part of one, is fetched from the media store, preprocessed in a bounded
+pool of threads, batched with others by patch budget, embedded, and put on the shelf, which offers
+it to all. The same picture asked for twice is embedded once, here and in the whole cluster: a task
+whose embedding another worker has or makes ends at once. If this process dies before it announced,
+the task returns to the queue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shared.bus.base import ObjectStore, WorkQueue
 from shared.clock import wall
 from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.control import Role
-from shared.messages.descriptor import MediaItem
+from shared.messages.descriptor import MediaPart
 from shared.messages.work import EncodeTask
 from shared.model.towers.pixels import Pixels
 from shared.runtime.directory import WorkerDirectory
@@ -39,7 +39,7 @@ from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
 
-Preprocess = Callable[[bytes], Pixels]
+Preprocess = Callable[[bytes, MediaPart | None], Pixels]
 
 
 @dataclass(eq=False)
@@ -177,10 +177,10 @@ class EncodeStage:
             self._num_held -= 1
 
     async def _announced(self, task: EncodeTask, ticket: Ticket) -> None:
-        if self._num_bytes(task.item) > self._pool.max_bytes:
+        if self._num_bytes(task) > self._pool.max_bytes:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"a picture of {task.item.num_tokens} tokens takes {self._num_bytes(task.item)} "
+                f"a picture of {task.num_tokens} tokens takes {self._num_bytes(task)} "
                 f"bytes, an encoder's pool holds {self._pool.max_bytes}",
             )
         if self._shelf.is_elsewhere(task):
@@ -191,7 +191,7 @@ class EncodeStage:
 
     async def _ensure(self, task: EncodeTask, ticket: Ticket) -> None:
         """Return when the pool holds the item's embedding, which this or another task computed."""
-        key = task.item.content_key
+        key = task.content_key
         if key in self._pool:
             self._metrics.cache_hits.inc()
         while self._pool.get(key) is None:
@@ -202,23 +202,24 @@ class EncodeStage:
             self._pending.add(key)
             self._shelf.claim(task)
             try:
-                await self._compute(task.item, ticket)
+                await self._compute(task, ticket)
             finally:
                 self._pending.discard(key)
                 self._room.notify()
 
-    async def _compute(self, item: MediaItem, ticket: Ticket) -> None:
-        key, num_bytes = item.content_key, self._num_bytes(item)
+    async def _compute(self, task: EncodeTask, ticket: Ticket) -> None:
+        key, num_bytes = task.content_key, self._num_bytes(task)
         await self._room.until(lambda: self._pool.try_reserve(key, num_bytes))
         ticket.admit()
         try:
-            embedding = await self._embed(await self._fetch(item), ticket)
+            embedding = await self._embed(await self._fetch(task), ticket)
             self._pool.fill(key, embedding)
         except BaseException:
             self._pool.discard(key)
             raise
 
-    async def _fetch(self, item: MediaItem) -> Pixels:
+    async def _fetch(self, task: EncodeTask) -> Pixels:
+        item = task.item
         try:
             with tracing.span(names.MEDIA_FETCH):
                 data = await self._stores.media.get(item.sha256)
@@ -232,8 +233,9 @@ class EncodeStage:
             self._metrics.preprocess_queue.track_inprogress(),
         ):
             loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._threads, self._preprocessed, data)
-        if pixels.grid_thw != item.grid_thw:
+            pixels = await loop.run_in_executor(self._threads, self._preprocessed, data, task.part)
+        # A part's rows were compared instead, and a video's part has a grid of its own.
+        if task.part is None and pixels.grid_thw != item.grid_thw:
             raise RequestFailed(
                 FailureKind.INTERNAL,
                 f"picture {item.sha256[:12]} has a patch grid of {pixels.grid_thw}, "
@@ -257,13 +259,13 @@ class EncodeStage:
         )
         return embedding
 
-    def _preprocessed(self, data: bytes) -> Pixels:
+    def _preprocessed(self, data: bytes, part: MediaPart | None) -> Pixels:
         """In a thread of the pool; what is metered is the work without the wait for a thread."""
         with self._metrics.preprocess_s.time():
-            return self._preprocess(data)
+            return self._preprocess(data, part)
 
-    def _num_bytes(self, item: MediaItem) -> int:
-        return item.num_tokens * self._bytes_per_token
+    def _num_bytes(self, task: EncodeTask) -> int:
+        return task.num_tokens * self._bytes_per_token
 
 
 async def open_stores(

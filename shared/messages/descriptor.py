@@ -62,6 +62,14 @@ class SamplingParams(Message):
     grammar: GrammarSpec | None = None
 
 
+MAX_UNITS = 4096
+Units = tuple[
+    Annotated[int, Field(ge=1, le=MAX_UNITS)],
+    Annotated[int, Field(ge=0)],
+    Annotated[int, Field(ge=1)],
+]
+
+
 class MediaItem(Message):
     """One picture or video of a request, in prompt order.
 
@@ -70,7 +78,8 @@ class MediaItem(Message):
     grid of tiles, as the family's sizing rule gives it. The picture's `num_tokens` placeholders
     begin at `offset` of the prompt; `runs` are their (start, length) where marks stand between
     them, and empty where they are one run. `seconds_per_frame` is the time between two temporal
-    patches of a video, None for a picture.
+    patches of a video, None for a picture. `units` is where the item may be divided: so many
+    pieces in a row, and the embedding rows and the patches of each of them; empty if nowhere.
     """
 
     kind: Literal["image", "video"]
@@ -81,6 +90,7 @@ class MediaItem(Message):
     num_tokens: Annotated[int, Field(ge=1)]
     runs: tuple[tuple[int, int], ...] = ()
     seconds_per_frame: Annotated[float, Field(gt=0)] | None = None
+    units: Annotated[tuple[Units, ...], Field(max_length=MAX_UNITS)] = ()
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -92,6 +102,13 @@ class MediaItem(Message):
     def stop(self) -> int:
         """Row behind its last placeholder: from here on the prompt no longer needs it."""
         return self.spans[-1][1]
+
+    @model_validator(mode="after")
+    def _units_add_up(self) -> MediaItem:
+        num_rows = sum(count * rows for count, rows, _ in self.units)
+        if self.units and num_rows != self.num_tokens:
+            raise ValueError(f"units={self.units} give {num_rows} rows, not {self.num_tokens}")
+        return self
 
     @model_validator(mode="after")
     def _runs_add_up(self) -> MediaItem:
@@ -106,6 +123,30 @@ class MediaItem(Message):
             raise ValueError(
                 f"runs={self.runs} do not hold {self.num_tokens} placeholders from {self.offset}"
             )
+        return self
+
+
+class MediaPart(Message):
+    """One of `count` parts into which a media item is divided, each encoded by itself.
+
+    Its embedding, rows `first_row .. first_row + num_tokens` of the item's, has a key of its own.
+    """
+
+    content_key: Sha256Hex
+    index: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=2)]
+    first_row: Annotated[int, Field(ge=0)]
+    num_tokens: Annotated[int, Field(ge=1)]
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the item's embedding."""
+        return slice(self.first_row, self.first_row + self.num_tokens)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> MediaPart:
+        if self.index >= self.count:
+            raise ValueError(f"index={self.index} of count={self.count} parts")
         return self
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.sizing.base import ImageLayout, Piece
 from shared.media.sizing.clip import ClipLayout
+from shared.media.sizing.division import UnitRun
 from shared.messages.descriptor import MediaItem
 from shared.text.chat_template import ChatTemplate
 from shared.text.guard import SpecialTokenGuard
@@ -38,11 +39,19 @@ class Picture:
     num_tokens: int
     pieces: tuple[Piece, ...] = ()
     seconds_per_frame: float | None = None
+    units: tuple[UnitRun, ...] = ()
 
     @classmethod
     def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Picture:
         """A picture by what its model's sizing rule makes of it."""
-        return cls(sha256, content_key, layout.grid_thw, layout.num_tokens, layout.pieces)
+        return cls(
+            sha256,
+            content_key,
+            layout.grid_thw,
+            layout.num_tokens,
+            layout.pieces,
+            units=layout.units,
+        )
 
     @classmethod
     def of_clip(cls, sha256: str, content_key: str, layout: ClipLayout) -> Picture:
@@ -53,6 +62,7 @@ class Picture:
             layout.grid_thw,
             layout.num_tokens,
             seconds_per_frame=layout.seconds_per_step,
+            units=layout.units,
         )
 
     @property
@@ -225,4 +235,5 @@ def _media_item(picture: Picture, starts: Sequence[int]) -> MediaItem:
         num_tokens=picture.num_tokens,
         runs=runs if len(runs) > 1 else (),
         seconds_per_frame=picture.seconds_per_frame,
+        units=picture.units,
     )

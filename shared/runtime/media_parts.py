@@ -1,0 +1,26 @@
+"""The parts of a media item by their number, as gateway, encoder and prefill all name them."""
+
+from __future__ import annotations
+
+from shared.media.content_key import part_key
+from shared.media.sizing.division import divide, max_parts
+from shared.messages.descriptor import MediaItem, MediaPart
+
+
+def can_divide(item: MediaItem, num_parts: int) -> bool:
+    """Whether the item has so many parts."""
+    return 2 <= num_parts <= max_parts(item.units)
+
+
+def parts_of(item: MediaItem, num_parts: int) -> tuple[MediaPart, ...]:
+    """All parts in order; their rows one after the other are the item's."""
+    return tuple(
+        MediaPart(
+            content_key=part_key(item.content_key, index, num_parts),
+            index=index,
+            count=num_parts,
+            first_row=part.first_row,
+            num_tokens=part.num_rows,
+        )
+        for index, part in enumerate(divide(item.units, num_parts))
+    )
