@@ -67,7 +67,7 @@ async def open_gateway(
         liveness = await scope.enter_async_context(_liveness(bus, me, streams))
         index = await scope.enter_async_context(_embedding_index(bus, workers))
         runner = Runner(
-            await _dispatcher(settings, model, bus, index, metrics),
+            await _dispatcher(settings, model, bus, index, workers, metrics),
             streams,
             liveness,
             workers,
@@ -119,6 +119,7 @@ async def _dispatcher(
     model: ServedModel,
     bus: Bus,
     index: EmbeddingIndex,
+    workers: Workers,
     metrics: GatewayMetrics,
 ) -> Dispatcher:
     media = await bus.object_store(
@@ -133,6 +134,10 @@ async def _dispatcher(
         index,
         store_ttl_s=settings.media.store_ttl_s,
         count=lambda outcome: metrics.embeddings.labels(outcome).inc(),
+        encoders=lambda: [
+            each.worker for each in workers.live() if each.ready and Role.ENCODE in each.stages
+        ],
+        min_part_patches=settings.media.min_part_patches,
     )
 
 

@@ -52,6 +52,12 @@ class MediaSettings(Group):
         "below it, host:port for another port; empty: data: URLs only",
     )
     fetch_timeout_s: float = Field(10.0, gt=0, description="Seconds for fetching one picture")
+    min_part_patches: int = Field(
+        2048,
+        ge=0,
+        description="Fewest patches in a part of a picture or video that several idle encoders "
+        "share; 0: none is shared",
+    )
     threads: int = Field(4, ge=1, le=64, description="Threads that decode pictures and tokenise")
     store_ttl_s: float = Field(
         600.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.media.content_key import part_key
 from shared.media.sizing.division import divide, max_parts
 from shared.messages.descriptor import MediaItem, MediaPart
+from shared.runtime.embedding_index import EmbeddingIndex
 
 
 def can_divide(item: MediaItem, num_parts: int) -> bool:
@@ -24,3 +25,11 @@ def parts_of(item: MediaItem, num_parts: int) -> tuple[MediaPart, ...]:
         )
         for index, part in enumerate(divide(item.units, num_parts))
     )
+
+
+def known_parts(index: EmbeddingIndex, item: MediaItem) -> tuple[MediaPart, ...]:
+    """The parts in which somebody has it made; none if it is made whole, or not at all."""
+    division = index.division_of(item.content_key)
+    if division is None or not can_divide(item, division.num_parts):
+        return ()
+    return parts_of(item, division.num_parts)
