@@ -88,7 +88,10 @@ class DelayedTower(VisionTower):
 
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         time.sleep(self._timing.encode_s(sum(each.num_patches for each in pictures)))
-        counts = [self.spec.sizing.measure(*each.size).num_tokens for each in pictures]
+        counts = [
+            each.part.num_rows if each.part else self.spec.sizing.measure(*each.size).num_tokens
+            for each in pictures
+        ]
         return [torch.zeros(count, self._width, dtype=self._dtype) for count in counts]
 
 
