@@ -104,6 +104,7 @@ class EncodeStage:
         self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._threads = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="preprocess")
         self._num_held = 0
+        self.num_held_patches = 0
         self._next_take_s = 0.0
 
     async def run(self, stop: Stop) -> None:
@@ -166,15 +167,27 @@ class EncodeStage:
         return self._num_held < self._max_held and time.monotonic() >= self._next_take_s
 
     async def _serve(self, task: EncodeTask, ticket: Ticket) -> None:
-        self._num_held += 1
-        delay_s = take_delay_s(self._num_held, self._stores.encoders())
+        delay_s = take_delay_s(self._num_held + 1, self._stores.encoders())
         if delay_s:
             self._next_take_s = time.monotonic() + delay_s
             asyncio.get_running_loop().call_later(delay_s, self._room.notify)
+        await self._held(task, ticket)
+
+    async def encode_now(self, task: EncodeTask) -> None:
+        """Serve a prompt of this process past the queue, which may bring the same task later."""
+        try:
+            await self._held(task, Ticket())
+        finally:
+            self._room.notify()
+
+    async def _held(self, task: EncodeTask, ticket: Ticket) -> None:
+        self._num_held += 1
+        self.num_held_patches += task.num_patches
         try:
             await self._announced(task, ticket)
         finally:
             self._num_held -= 1
+            self.num_held_patches -= task.num_patches
 
     async def _announced(self, task: EncodeTask, ticket: Ticket) -> None:
         if self._num_bytes(task) > self._pool.max_bytes:

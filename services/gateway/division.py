@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from shared.media.sizing.division import max_parts, num_patches
+from shared.media.sizing.division import max_parts
 from shared.messages.descriptor import MediaItem, WorkerRef
 from shared.messages.refs import EmbeddingClaim
 
@@ -31,7 +31,7 @@ def numbers_of_parts(
     divided, otherwise no part gets fewer patches."""
     if num_encoders < 2 or not min_part_patches:
         return [1] * len(items)
-    work = [num_patches(item.units) or item.num_tokens for item in items]
+    work = [item.num_patches for item in items]
     fair = sum(work) / num_encoders
     loads = [0.0] * num_encoders
     chosen = []

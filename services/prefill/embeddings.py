@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from dataclasses import dataclass, field
 
 import torch
 
+from services.prefill.own_encoder import OwnEncoder
+from services.prefill.search import Search
 from shared.bus.base import WorkQueue
 from shared.cache.embedding_pool import EmbeddingPool
 from shared.clock import Clock, monotonic
@@ -43,24 +44,6 @@ UNCLAIMED_GRACE_S = 0.25
 """A claim and the task that it stands for travel by different ways: it may be a little late."""
 
 
-@dataclass
-class _Search:
-    """One attempt's way to one embedding, or to one part of it."""
-
-    request: RequestDescriptor
-    item: MediaItem
-    asked_s: float
-    part: MediaPart | None = None
-    lost_lease_ids: list[str] = field(default_factory=list)
-    num_asked: int = 0
-    last_loss: str = "nobody announced it"
-
-    @property
-    def key(self) -> str:
-        """The content key of what is looked for."""
-        return self.item.content_key if self.part is None else self.part.content_key
-
-
 class EmbeddingReceiver:
     """Brings a request's embeddings into this process' memory."""
 
@@ -76,6 +59,7 @@ class EmbeddingReceiver:
         pool_bytes: int,
         pull_timeout_s: float,
         metrics: PrefillMetrics,
+        own_encoder: OwnEncoder | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._index = index
@@ -86,6 +70,7 @@ class EmbeddingReceiver:
         self._dtype = dtype
         self._pull_timeout_s = pull_timeout_s
         self._metrics = metrics
+        self._own_encoder = own_encoder
         self._clock = clock
         self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes)
         metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
@@ -154,7 +139,7 @@ class EmbeddingReceiver:
         """Pull the embedding and keep a copy; whoever waits for it looks again afterwards."""
         self._fetching.add(item.content_key)
         try:
-            owners = await self._search(_Search(request, item, self._clock()), into)
+            owners = await self._search(Search(request, item, self._clock()), into)
             if owners != {self._me}:  # else the encoder of this process keeps it
                 self._keep(item.content_key, into)
         finally:
@@ -181,7 +166,7 @@ class EmbeddingReceiver:
         if held is not None:
             await self._transport.release(held, request.request_id)
 
-    async def _search(self, search: _Search, into: torch.Tensor) -> set[WorkerRef]:
+    async def _search(self, search: Search, into: torch.Tensor) -> set[WorkerRef]:
         """Fill `into`; returns who had it."""
         while True:
             found = await self._announced(search)
@@ -201,7 +186,7 @@ class EmbeddingReceiver:
                 return {found.tensor.owner}
 
     async def _search_parts(
-        self, search: _Search, parts: tuple[MediaPart, ...], into: torch.Tensor
+        self, search: Search, parts: tuple[MediaPart, ...], into: torch.Tensor
     ) -> set[WorkerRef]:
         """Every part into its rows, all at the same time."""
         request, item = search.request, search.item
@@ -209,13 +194,13 @@ class EmbeddingReceiver:
             async with asyncio.TaskGroup() as scope:
                 tasks = [
                     scope.create_task(
-                        self._search(_Search(request, item, self._clock(), part), into[part.rows])
+                        self._search(Search(request, item, self._clock(), part), into[part.rows])
                     )
                     for part in parts
                 ]
         return {owner for task in tasks for owner in task.result()}
 
-    async def _announced(self, search: _Search) -> EmbeddingRef | tuple[MediaPart, ...] | None:
+    async def _announced(self, search: Search) -> EmbeddingRef | tuple[MediaPart, ...] | None:
         """Where to pull from, or the parts to look for, once somebody says so; None if nobody
         will."""
         key = search.key
@@ -224,6 +209,8 @@ class EmbeddingReceiver:
             while (ref := self._index.find(key, excluding=search.lost_lease_ids)) is None:
                 if search.part is None and (parts := known_parts(self._index, search.item)):
                     return parts
+                if self._here(search) is not None:
+                    return None
                 now_s = self._clock()
                 if self._index.claim_of(key) is not None:
                     unclaimed_s = None
@@ -236,6 +223,11 @@ class EmbeddingReceiver:
                 await self._index.changed()
             return ref
 
+    def _here(self, search: Search) -> OwnEncoder | None:
+        """This process' own encoder, where it is the quickest way."""
+        own = self._own_encoder
+        return own if own is not None and own.is_quicker(search.key, search.num_patches) else None
+
     async def _pull(self, ref: EmbeddingRef, item: MediaItem, into: torch.Tensor) -> None:
         _check_shape(item, (ref.num_tokens, ref.hidden_size), into)
         with (
@@ -246,8 +238,9 @@ class EmbeddingReceiver:
                 ref.tensor, 0, byte_view(into), timeout_s=self._pull_timeout_s
             )
 
-    async def _ask(self, search: _Search) -> None:
-        """Queue an encode task: nobody has the embedding, or whoever makes it takes too long."""
+    async def _ask(self, search: Search) -> None:
+        """Have it made here, or queue an encode task: nobody has the embedding, or whoever makes it
+        takes too long."""
         request, item = search.request, search.item
         if search.num_asked >= MAX_ENCODE_AGAIN:
             raise RequestFailed(
@@ -257,6 +250,11 @@ class EmbeddingReceiver:
                 retryable=True,
             )
         search.num_asked += 1
+        if (encoder := self._here(search)) is not None:
+            self._metrics.embeddings_here.inc()
+            lost = tuple(search.lost_lease_ids)
+            await encoder.encode(EncodeTask.of(request, item, search.part, lost_lease_ids=lost))
+            return
         insists = self._index.claim_of(search.key) is not None
         logger.info("picture %s is asked for again: %s", item.sha256[:12], search.last_loss)
         task = EncodeTask.of(

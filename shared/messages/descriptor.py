@@ -93,6 +93,11 @@ class MediaItem(Message):
     units: Annotated[tuple[Units, ...], Field(max_length=MAX_UNITS)] = ()
 
     @property
+    def num_patches(self) -> int:
+        """The tower's work for it; its rows, where the units are not known."""
+        return sum(count * patches for count, _, patches in self.units) or self.num_tokens
+
+    @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """First row and row behind the last of every run of placeholders, in prompt order."""
         runs = self.runs or ((self.offset, self.num_tokens),)
@@ -137,6 +142,7 @@ class MediaPart(Message):
     count: Annotated[int, Field(ge=2)]
     first_row: Annotated[int, Field(ge=0)]
     num_tokens: Annotated[int, Field(ge=1)]
+    num_patches: Annotated[int, Field(ge=1)]
 
     @property
     def rows(self) -> slice:

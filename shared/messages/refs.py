@@ -61,7 +61,7 @@ class EmbeddingClaim(Message):
     """The embedding of one media item is being made, for this attempt of a request.
 
     `encoder` is None until a worker has taken the task. The claim is void when the attempt is
-    cancelled, over or late, or the encoder is gone.
+    cancelled, over or late, or the encoder is gone. `num_patches` is the tower's work for it.
     """
 
     content_key: str
@@ -69,6 +69,7 @@ class EmbeddingClaim(Message):
     attempt: Annotated[int, Field(ge=0)]
     deadline_unix_s: float
     encoder: WorkerRef | None = None
+    num_patches: Annotated[int, Field(ge=0)] = 0
 
 
 class EmbeddingDivision(Message):

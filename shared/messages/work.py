@@ -80,6 +80,11 @@ class EncodeTask(Message):
         """Rows of what is to be made."""
         return self.item.num_tokens if self.part is None else self.part.num_tokens
 
+    @property
+    def num_patches(self) -> int:
+        """The tower's work for it."""
+        return self.item.num_patches if self.part is None else self.part.num_patches
+
     def claim(self, encoder: WorkerRef | None = None) -> EmbeddingClaim:
         """What tells others that this task is queued, or with which encoder it is."""
         return EmbeddingClaim(
@@ -88,6 +93,7 @@ class EncodeTask(Message):
             attempt=self.attempt,
             deadline_unix_s=self.deadline_unix_s,
             encoder=encoder,
+            num_patches=self.num_patches,
         )
 
     @property

@@ -60,7 +60,8 @@ class EmbeddingIndex:
         self._max_keys = max_keys
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._claimed: set[str] = set()  # content keys whose entry is, or was, a claim
+        # Content keys whose entry is, or was, a claim, in the order in which they were claimed.
+        self._claimed: dict[str, None] = {}
         self._changed = Signal()
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class EmbeddingIndex:
             async for entry in entries:
                 if entry.value is None:
                     self._entries.pop(entry.key, None)
-                    self._claimed.discard(entry.key)
+                    self._claimed.pop(entry.key, None)
                     self._changed.notify()
                     continue
                 try:
@@ -105,9 +106,9 @@ class EmbeddingIndex:
         return None
 
     def claims(self) -> list[EmbeddingClaim]:
-        """All work that is queued or under way, as far as this process knows."""
+        """All work that is queued or under way, as far as this process knows; the oldest first."""
         found = {key: self.claim_of(key) for key in self._claimed}
-        self._claimed = {key for key, claim in found.items() if claim is not None}
+        self._claimed = {key: None for key, claim in found.items() if claim is not None}
         return [claim for claim in found.values() if claim is not None]
 
     def cause_of_loss(self, content_key: str) -> str | None:
@@ -139,12 +140,12 @@ class EmbeddingIndex:
         self._entries[entry.content_key] = entry
         self._entries.move_to_end(entry.content_key)
         if isinstance(entry, EmbeddingClaim):
-            self._claimed.add(entry.content_key)
+            self._claimed.setdefault(entry.content_key)
         else:
-            self._claimed.discard(entry.content_key)
+            self._claimed.pop(entry.content_key, None)
         while len(self._entries) > self._max_keys:
             key, _ = self._entries.popitem(last=False)
-            self._claimed.discard(key)
+            self._claimed.pop(key, None)
         self._changed.notify()
 
     async def put(self, entry: Entry) -> None:

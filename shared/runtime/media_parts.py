@@ -22,6 +22,7 @@ def parts_of(item: MediaItem, num_parts: int) -> tuple[MediaPart, ...]:
             count=num_parts,
             first_row=part.first_row,
             num_tokens=part.num_rows,
+            num_patches=part.num_patches,
         )
         for index, part in enumerate(divide(item.units, num_parts))
     )

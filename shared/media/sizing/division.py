@@ -31,11 +31,6 @@ class Part:
         return self.last_row - self.first_row
 
 
-def num_patches(units: Sequence[UnitRun]) -> int:
-    """The tower's work for all of them."""
-    return sum(count * patches for count, _, patches in units)
-
-
 def max_parts(units: Sequence[UnitRun]) -> int:
     """So many parts at most: each has a row. 0 for an item whose units are not known."""
     return sum(count for count, rows, _ in units if rows)

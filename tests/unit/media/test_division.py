@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared.media.sizing.anyres import AnyresSizing
 from shared.media.sizing.canvas import CanvasSizing
-from shared.media.sizing.division import Part, divide, max_parts, num_patches
+from shared.media.sizing.division import Part, divide, max_parts
 from shared.media.sizing.fixed import FixedSizing
 from shared.media.sizing.grid import GridSizing
 from shared.media.sizing.split import SplitSizing
@@ -36,7 +36,7 @@ def test_parts_hold_every_unit_once_and_each_has_rows(
     assert parts[-1].last_unit == sum(count for count, _, _ in units)
     assert parts[-1].last_row == sum(count * rows for count, rows, _ in units)
     assert all(part.num_rows > 0 for part in parts)
-    assert sum(part.num_patches for part in parts) == num_patches(units)
+    assert sum(part.num_patches for part in parts) == sum(n * patches for n, _, patches in units)
 
 
 def test_equal_units_are_spread_evenly() -> None:
