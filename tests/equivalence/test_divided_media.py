@@ -15,6 +15,7 @@ from shared.media.sizing.division import max_parts
 from shared.messages.descriptor import MediaItem
 from shared.model.loader import load_vision_tower
 from shared.model.towers.base import VisionTower
+from shared.model.towers.pixels import Pixels
 from shared.runtime.media_parts import can_divide, parts_of
 from tests.support.video_folders import VIDEO_FAMILIES, clip_file, media_prompt
 from tests.support.vision_folders import our_prompt, picture_file
@@ -94,6 +95,24 @@ def test_what_is_seen_whole_is_not_divided(name: str, vision_dir_of: FolderOf) -
     for data in PICTURES:
         (item,) = our_prompt(vision_dir_of(name), [data]).media
         assert not any(can_divide(item, num_parts) for num_parts in range(2, 20))
+
+
+def test_the_tower_of_qwen3_attends_within_steps_and_over_the_whole_of_each(
+    vision_dir_of: FolderOf,
+) -> None:
+    """Its videos are not read yet; its pictures, like those of Qwen2-VL, are one unit."""
+    tower = load_vision_tower(vision_dir_of("qwen3_vl"), dtype="float64")
+    values = torch.randn(
+        4 * 8 * 8, tower.spec.patch_dim, generator=torch.Generator().manual_seed(1)
+    )
+
+    def rows(start: int, stop: int, grid_thw: tuple[int, int, int]) -> torch.Tensor:
+        return tower.encode([Pixels(values[start:stop], grid_thw)])[0]
+
+    steps = torch.cat((rows(0, 192, (3, 8, 8)), rows(192, 256, (1, 8, 8))))
+    assert float((steps - rows(0, 256, (4, 8, 8))).abs().max()) <= TOLERANCE
+    halves = torch.cat((rows(0, 32, (1, 4, 8)), rows(32, 64, (1, 4, 8))))
+    assert float((halves - rows(0, 64, (1, 8, 8))).abs().max()) > 1e-3
 
 
 def test_a_part_that_was_counted_otherwise_is_refused(vision_dir_of: FolderOf) -> None:
