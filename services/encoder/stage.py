@@ -10,14 +10,16 @@ the task returns to the queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from services.encoder.executor import EncodeExecutor
+from services.encoder.job import EncodeJob
 from services.encoder.scheduler import EncodeScheduler, take_delay_s
 from services.encoder.shelf import Shelf
 from shared.bus import subjects
@@ -40,24 +42,6 @@ from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
 
 Preprocess = Callable[[bytes, MediaPart | None], Pixels]
-
-
-@dataclass(eq=False)
-class EncodeJob:
-    """One picture on its way through the tower."""
-
-    pixels: Pixels
-    began: Callable[[], None]
-    done: asyncio.Future[torch.Tensor] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    started_s: float = 0.0
-    ended_s: float = 0.0
-
-    @property
-    def num_patches(self) -> int:
-        """Rows that the tower sees."""
-        return self.pixels.num_patches
 
 
 @dataclass(frozen=True)
@@ -106,9 +90,11 @@ class EncodeStage:
         self._num_held = 0
         self.num_held_patches = 0
         self._next_take_s = 0.0
+        self._stop: Stop | None = None
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish what was taken."""
+        self._stop = stop
         intake = Intake(
             self._stores.tasks,
             self._serve,
@@ -128,6 +114,7 @@ class EncodeStage:
                         scope.create_task(self._stores.index.run()),
                     ]
                     await intake.run(stop, self._worker.drain_s)
+                    await self._end_local(stop)
                     for task in background:
                         task.cancel()
         finally:
@@ -172,6 +159,18 @@ class EncodeStage:
             self._next_take_s = time.monotonic() + delay_s
             asyncio.get_running_loop().call_later(delay_s, self._room.notify)
         await self._held(task, ticket)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work from others in its process."""
+        return self._stop is not None and not self._stop.requested
+
+    async def _end_local(self, stop: Stop) -> None:
+        """What others in the process wait for still needs the tower, but not for ever."""
+        limit_s = self._worker.drain_s if stop.finish_s is None else stop.finish_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._room.until(lambda: self._num_held == 0)
 
     async def encode_now(self, task: EncodeTask) -> None:
         """Serve a prompt of this process past the queue, which may bring the same task later."""

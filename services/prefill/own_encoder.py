@@ -29,7 +29,7 @@ class OwnEncoder:
     def is_quicker(self, content_key: str, num_patches: int) -> bool:
         """Whether to have it made here; not if an encoder is at it already."""
         claim = self._index.claim_of(content_key)
-        if claim is not None and claim.encoder is not None:
+        if not self._encoder.is_open or (claim is not None and claim.encoder is not None):
             return False
         encoders = self._encoders()
         return encodes_here(

@@ -11,6 +11,11 @@ class LocalEncoder(Protocol):
     """What a stage that encodes offers to others in its process."""
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes work at all: not before it runs, and not once it drains."""
+        ...
+
+    @property
     def num_held_patches(self) -> int:
         """Work that it has taken and not finished."""
         ...

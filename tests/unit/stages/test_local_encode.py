@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from services.prefill.local_encode import EncodeLoad, encodes_here, patches_ahead
+from services.prefill.own_encoder import OwnEncoder
+from shared.bus.memory_bus import MemoryBus
+from shared.bus.memory_hub import MemoryHub
+from shared.messages.descriptor import WorkerRef
 from shared.messages.refs import EmbeddingClaim
+from shared.messages.work import EncodeTask
+from shared.runtime.embedding_index import EmbeddingIndex
 
 
 def load(
@@ -61,3 +67,43 @@ def test_only_what_was_claimed_before_is_ahead() -> None:
     assert patches_ahead(claims, "c") == 30
     assert patches_ahead(claims, "unclaimed") == 70
     assert patches_ahead([], "a") == 0
+
+
+class FakeEncoder:
+    is_open = True
+    num_held_patches = 0
+
+    async def encode_now(self, task: EncodeTask) -> None:
+        raise AssertionError(task)
+
+
+@pytest.mark.parametrize(
+    ("is_open", "encoder", "expected"),
+    [(True, None, True), (False, None, False), (True, "another", False)],
+)
+async def test_only_an_open_encoder_is_asked_and_only_for_what_nobody_has_begun(
+    is_open: bool, encoder: str | None, expected: bool
+) -> None:
+    local = FakeEncoder()
+    local.is_open = is_open
+    me, other = (WorkerRef(name=name, incarnation=1) for name in ("me", "another"))
+    async with MemoryBus(MemoryHub()) as bus:
+        index = EmbeddingIndex(
+            await bus.key_value("embeddings", ttl_s=60.0),
+            is_gone=lambda worker: False,
+            is_cancelled=lambda request_id, attempt: False,
+            clock=lambda: 0.0,
+        )
+        for key, patches, by in (("ahead", 1000, other), ("mine", 1, other if encoder else None)):
+            index.note(
+                EmbeddingClaim(
+                    content_key=key,
+                    request_id="r",
+                    attempt=0,
+                    deadline_unix_s=1.0,
+                    encoder=by,
+                    num_patches=patches,
+                )
+            )
+        own = OwnEncoder(local, index, me, lambda: [me, other])
+        assert own.is_quicker("mine", 1) is expected
