@@ -1,10 +1,10 @@
 """Video bytes to pixels, exactly as transformers' video processor makes them.
 
 In: the raw bytes of one video, and which part of it is wanted, if not all. Out: normalised patches
-and their grid. transformers' own processor
-needs torchvision, whose resizing of bytes on a CPU is torch's; the same calls are made here. Frames
-are resized one by one as they are decoded, so a clip never lies in memory at its own size. A part
-is some steps of the grid: only their frames are resized, and those behind them are not decoded.
+and their grid. transformers' own processor needs torchvision, whose resizing of bytes on a CPU is
+torch's; the same calls are made here. Frames are resized one by one as they are decoded, so a clip
+never lies in memory at its own size. A part is some steps of the grid: only their frames are
+resized, and those behind them are not decoded.
 """
 
 from __future__ import annotations
