@@ -10,6 +10,7 @@ BENCHES = {
     "transfer": "latency and bandwidth of pulling tensors between two processes",
     "mixed_worker": "pauses of a running answer while its process prefills a long prompt, by step",
     "irp": "TTFT of requests with many pictures, spread over encoders or not; delays as compute",
+    "overlap": "TTFT of texts computed while pictures are encoded, or after; delays as compute",
     "topologies": "separate stages against shared processes, eight workers; delays as compute",
     "role_switching": "latency as the load moves, with role switches or not; delays as compute",
     "encoder_memory": "bytes of an encode worker against a process of all stages",

@@ -25,10 +25,12 @@ class Timed:
 
 
 def chat_body(
-    model: str, pictures: Sequence[bytes], question: str, **options: Any
+    model: str, pictures: Sequence[bytes], question: str, *, preface: str = "", **options: Any
 ) -> dict[str, Any]:
-    """An OpenAI chat request: the pictures in order, then the question."""
-    parts: list[dict[str, Any]] = [
+    """An OpenAI chat request: the pictures in order between the preface, if any, and the
+    question."""
+    parts: list[dict[str, Any]] = [{"type": "text", "text": preface}] if preface else []
+    parts += [
         {"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures
     ]
     parts.append({"type": "text", "text": question})

@@ -30,11 +30,18 @@ class PromptMaker:
         return self._model.tokenizer
 
     def request(
-        self, pictures: Sequence[bytes], question: str, sampling: SamplingParams
+        self,
+        pictures: Sequence[bytes],
+        question: str,
+        sampling: SamplingParams,
+        *,
+        preface: str = "",
     ) -> RequestDescriptor:
-        """One user turn: the pictures first, then the question."""
-        parts: tuple[str | Picture, ...] = (*map(self.measure, pictures), question)
-        prompt = self.build([ChatMessage("user", parts)])
+        """One user turn: the preface, if any, the pictures, then the question."""
+        parts: list[str | Picture] = [*map(self.measure, pictures), question]
+        if preface:
+            parts.insert(0, preface)
+        prompt = self.build([ChatMessage("user", tuple(parts))])
         now_s = time.time()
         return RequestDescriptor(
             request_id="bench",

@@ -34,7 +34,7 @@ class Kind:
     """A class of requests; `weight` is its share beside the others.
 
     A picture that is `picture_width` times as wide costs as much as so many pictures, and is one
-    task for one encoder.
+    task for one encoder. `preface_words` stand in front of the pictures, the other words behind.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Kind:
     weight: float = 1.0
     slo: Slo = NO_LIMIT
     picture_width: int = 1
+    preface_words: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,12 @@ def _bodies(times: Timetable, seed: int) -> list[_Planned]:
     planned = []
     for at_s, kind in times:
         pictures = [new_picture(draw, kind.picture_width) for _ in range(kind.num_pictures)]
-        words = " ".join(str(n) for n in draw.integers(0, 100, kind.prompt_words))
+        preface, words = (
+            " ".join(str(n) for n in draw.integers(0, 100, count))
+            for count in (kind.preface_words, kind.prompt_words)
+        )
         options = {"temperature": 0, "max_tokens": kind.answer_tokens, "ignore_eos": True}
-        body = chat_body(MODEL, pictures, words, **options, stream=True)
+        body = chat_body(MODEL, pictures, words, preface=preface, **options, stream=True)
         planned.append(_Planned(at_s, kind, body))
     return planned
 

@@ -33,6 +33,11 @@ class SimRequest:
         return self.arrival.num_prompt_tokens
 
     @property
+    def num_ready_tokens(self) -> int:
+        """All: a prompt is given to the scheduler when its pictures are there."""
+        return self.num_tokens
+
+    @property
     def max_context_tokens(self) -> int:
         return self.num_tokens + self.arrival.num_output_tokens
 

@@ -79,6 +79,7 @@ def make_scheduler(
         max_suspended=settings.max_suspended,
         priority_step_s=settings.priority_step_s,
         prefix=prefix,
+        min_early_tokens=settings.min_early_tokens if settings.overlap_encode else 0,
         reserves_answers=language.hand_over is not None,
     )
 

@@ -82,24 +82,6 @@ class EmbeddingReceiver:
         num_tokens = sum(item.num_tokens for item in request.media[num_skipped:])
         return num_tokens * self._hidden_size * self._dtype.itemsize
 
-    async def receive(
-        self, request: RequestDescriptor, *, num_skipped: int = 0
-    ) -> torch.Tensor | None:
-        """The embeddings of a request in prompt order, `[num_media_tokens, hidden]`, or None.
-
-        Its first `num_skipped` pictures are left out: their keys and values are cached.
-        """
-        self.skip(request, num_skipped)
-        media = request.media[num_skipped:]
-        if not media:
-            return None
-        landing, rows = self.landing(media)
-        with unwrapped():
-            async with asyncio.TaskGroup() as scope:
-                for item, into in zip(media, rows, strict=True):
-                    scope.create_task(self.receive_item(request, item, into))
-        return landing
-
     def skip(self, request: RequestDescriptor, num_skipped: int) -> None:
         """The first pictures of a request need no embedding: their keys and values are cached."""
         if num_skipped:

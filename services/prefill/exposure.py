@@ -50,8 +50,8 @@ class KvExposer:
         token_cuts: tuple[int, ...] = ()
         layer_cuts: tuple[int, ...] = ()
         if progress is not None:
-            token_cuts = self._plan.token_cuts(request.num_tokens, job.num_cached_tokens)
-            layer_cuts = self._plan.layer_cuts(request.num_tokens, job.num_cached_tokens)
+            token_cuts = self._plan.token_cuts(request.num_tokens, job.num_begun_tokens)
+            layer_cuts = self._plan.layer_cuts(request.num_tokens, job.num_begun_tokens)
         pieces = pieces_of(request.num_tokens, geometry.num_layers, token_cuts, layer_cuts)
         segments = [self._segment(piece, blocks.block_ids, progress) for piece in pieces]
         if progress is not None:

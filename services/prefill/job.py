@@ -14,16 +14,28 @@ from shared.cache.block_pool import BlockHandle
 from shared.messages.descriptor import RequestDescriptor
 
 
+@dataclass(frozen=True, slots=True)
+class EarlySpan:
+    """A step with a slice of a prompt whose later pictures were missing."""
+
+    started_s: float
+    ended_s: float
+    num_tokens: int
+
+
 @dataclass(eq=False)
 class PrefillJob:
     """A prompt, the embeddings of its pictures but the first `num_skipped`, and its progress.
 
-    The scheduler sets `blocks` and the numbers of tokens and owns the blocks until the last slice
-    is computed; then they belong to the task that awaits `done`. `done` gives None when the prompt
-    could not start: its first pictures were to come from the cache, which no longer has them.
-    `began` is called with every slice that is computed.
-    `begun` is set once it has blocks and will be computed to its end without another wait;
-    `progress` tells how far it is, for decoders if it `travels_early`.
+    `missing` are the numbers, within the request, of the pictures whose rows of `embeddings` are
+    still to come. The scheduler sets `blocks` and the numbers of tokens and owns the blocks until
+    the last slice is computed; then they belong to the task that awaits `done`. `done` gives None
+    when the prompt could not start: its first pictures were to come from the cache, which no longer
+    has them. `began` is called with every slice that is computed once nothing is missing; `early`
+    are the spans before that.
+    `begun` is set once it has blocks and will be computed to its end without another wait; its
+    first `num_begun_tokens` tokens are computed by then. `progress` tells from then on how far it
+    is, for decoders if it `travels_early`.
     """
 
     request: RequestDescriptor
@@ -31,12 +43,15 @@ class PrefillJob:
     block_keys: tuple[bytes, ...] = ()
     num_skipped: int = 0
     embeddings: torch.Tensor | None = None
+    missing: set[int] = field(default_factory=set)
     blocks: BlockHandle | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    num_begun_tokens: int = 0
     began: Callable[[], None] = lambda: None
     started_s: float = 0.0
     ended_s: float = 0.0
+    early: list[EarlySpan] = field(default_factory=list)
     travels_early: bool = False
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     progress: PrefillProgress = field(default_factory=PrefillProgress)
@@ -53,6 +68,11 @@ class PrefillJob:
     def max_context_tokens(self) -> int:
         """Tokens of prompt and answer, if that gets as long as it may."""
         return self.request.max_context_tokens
+
+    @property
+    def num_ready_tokens(self) -> int:
+        """Tokens before the first row of a picture that is missing; all of them if none is."""
+        return self.request.media[min(self.missing)].offset if self.missing else self.num_tokens
 
     @property
     def num_bare_tokens(self) -> int:
@@ -75,6 +95,14 @@ class PrefillJob:
     def deadline_s(self) -> float:
         """The request's, by the wall clock."""
         return self.request.deadline_unix_s
+
+    def begin(self, num_computed_tokens: int, now_s: float) -> None:
+        """A slice is computed, and nothing is missing any more."""
+        self.began()
+        self.progress.computed(num_computed_tokens)
+        if not self.begun.is_set():
+            self.started_s, self.num_begun_tokens = now_s, num_computed_tokens
+            self.begun.set()
 
     def input(self, start: int, stop: int) -> PromptInput:
         """Tokens `start .. stop` as the executor takes them."""

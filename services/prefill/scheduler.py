@@ -1,6 +1,7 @@
 """Which tokens of which prompts are computed together, and in which blocks.
 
-In: prompts whose embeddings have landed. Out: batches of slices of prompts within a token budget.
+In: prompts, and how far their embeddings have landed. Out: batches of slices of prompts within a
+token budget.
 It owns the KV blocks of every prompt that it knows, from the first slice until the last one is
 computed or the prompt is cancelled. Pure: no torch, no clock, no bus; the planner's simulator
 drives it too.
@@ -12,6 +13,10 @@ that does not fit into the free blocks now holds back those behind it.
 
 Batches nest: while one is computed, `next_batch` gives a batch only of prompts more urgent than all
 of it, which the caller computes before it goes on with the first.
+
+A prompt takes part in this once all its embeddings have landed. Before that, its beginning may be
+computed when there is nothing else to do (see `early`): every prompt that has all its embeddings is
+more urgent than that.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from services.prefill.batch import J, PrefillBatch, SchedulableJob, Slice
+from services.prefill.batch import J, PrefillBatch, SchedulableJob, Slice, is_complete
+from services.prefill.early import EarlyWork
 from shared.cache.block_pool import BlockPool
 from shared.cache.prefix import PrefixCache
 from shared.errors import FailureKind, RequestFailed, SettingsError
@@ -41,7 +47,8 @@ class PrefillScheduler(Generic[J]):
 
     With `chunk_tokens` a prompt takes part with at most so many tokens in one batch; without (0) it
     is computed whole, and one longer than the budget makes a batch of its own. At most
-    `max_suspended` batches wait for more urgent ones at a time. `prefix` is the pool's cache.
+    `max_suspended` batches wait for more urgent ones at a time. `prefix` is the pool's cache; with
+    it and `min_early_tokens` at least so many tokens may be computed before later embeddings land.
 
     With `reserves_answers` a prompt's blocks have room for its whole answer, which is generated in
     them. So no prompt holds blocks while it waits for more, and none can wait for another for ever.
@@ -56,14 +63,15 @@ class PrefillScheduler(Generic[J]):
         max_suspended: int = 0,
         priority_step_s: float = 10.0,
         prefix: PrefixCache | None = None,
+        min_early_tokens: int = 0,
         reserves_answers: bool = False,
     ) -> None:
         if max_batch_tokens < 1:
             raise SettingsError(f"max_batch_tokens is {max_batch_tokens}, at least 1 is needed")
-        if min(chunk_tokens, max_suspended) < 0 or priority_step_s < 0:
+        if min(chunk_tokens, max_suspended, min_early_tokens, priority_step_s) < 0:
             raise SettingsError(
-                f"chunk_tokens {chunk_tokens}, max_suspended {max_suspended} and priority_step_s "
-                f"{priority_step_s} must be 0 or more"
+                f"chunk_tokens {chunk_tokens}, max_suspended {max_suspended}, min_early_tokens "
+                f"{min_early_tokens} and priority_step_s {priority_step_s} must be 0 or more"
             )
         self.prefix = prefix
         self._pool = pool
@@ -72,6 +80,13 @@ class PrefillScheduler(Generic[J]):
         self._max_suspended = max_suspended
         self._priority_step_s = priority_step_s
         self._reserves_answers = reserves_answers
+        self._early: EarlyWork[J] = EarlyWork(
+            pool,
+            prefix,
+            min_tokens=min_early_tokens,
+            max_batch_tokens=max_batch_tokens,
+            chunk_tokens=chunk_tokens,
+        )
         self._places: dict[J, _Place] = {}  # every prompt that is known
         self._waiting: list[J] = []  # in order, those in no batch
         self._running: list[PrefillBatch[J]] = []  # all but the last are suspended
@@ -81,7 +96,12 @@ class PrefillScheduler(Generic[J]):
     @property
     def num_waiting(self) -> int:
         """Prompts that are ready to be computed and in no batch."""
-        return len(self._waiting)
+        return sum(map(is_complete, self._waiting))
+
+    @property
+    def computes_early(self) -> bool:
+        """Whether a prompt had better be added before all its embeddings have landed."""
+        return self._early.is_done
 
     @property
     def num_suspended(self) -> int:
@@ -103,7 +123,7 @@ class PrefillScheduler(Generic[J]):
             )
 
     def add(self, job: J) -> None:
-        """A prompt is ready. Raises `RequestFailed` if it can never fit."""
+        """A prompt is there. Raises `RequestFailed` if it can never fit."""
         self.check_fits(self._num_block_tokens(job))
         self._num_arrived += 1
         due_s = job.deadline_s + job.priority * self._priority_step_s
@@ -155,7 +175,11 @@ class PrefillScheduler(Generic[J]):
                 continue
             slices.append(Slice(job, start, start + size))
             num_left = max(0, num_left - size)
-        return self._taken(slices, uncovered)
+        if slices or self._running or not has_blocks:
+            return self._taken(slices, uncovered)
+        incomplete = [job for job in self._waiting if not is_complete(job)]
+        slices, gone = self._early.slices(incomplete, self._match)
+        return self._taken(slices, [*uncovered, *gone], is_early=True)
 
     def should_preempt(self) -> bool:
         """Whether the running batch should stop at the next layer: `next_batch` would give a more
@@ -184,7 +208,10 @@ class PrefillScheduler(Generic[J]):
                 self._drop(job)
             elif each.is_last:
                 del self._places[job]
+                self._early.forget(job)
             else:
+                if batch.is_early:
+                    self._early.end(each)
                 self._line_up(job)
 
     def abort(self, batch: PrefillBatch[J]) -> None:
@@ -199,16 +226,20 @@ class PrefillScheduler(Generic[J]):
 
     def _eligible(self) -> list[J]:
         """The prompts that may run now, in order."""
+        complete = [job for job in self._waiting if is_complete(job)]
         if not self._running:
-            return list(self._waiting)
+            return complete
         if len(self._running) > self._max_suspended:
             return []
         running = [each.job for each in self._running[-1]]
+        if self._running[-1].is_early:
+            # What has become complete meanwhile has its place in the order like any other.
+            wanted = [job for job in running if is_complete(job) and job not in self._cancelled]
+            first = min((self._places[job] for job in wanted), default=None)
+            return [job for job in complete if first is None or self._places[job] < first]
         first = min(self._places[job] for job in running)
         priority = min(job.priority for job in running)
-        return [
-            job for job in self._waiting if job.priority < priority and self._places[job] < first
-        ]
+        return [job for job in complete if job.priority < priority and self._places[job] < first]
 
     def _match(self, job: J) -> tuple[int, ...]:
         """The cached blocks that a prompt can start from."""
@@ -243,15 +274,15 @@ class PrefillScheduler(Generic[J]):
         if needed > self._pool.num_allocatable(cached):
             return False
         job.blocks = self._pool.allocate(needed, shared=cached)
-        job.num_cached_tokens = job.num_computed_tokens = len(cached) * self._pool.block_size
-        if self.prefix is not None:
-            self.prefix.count(asked_tokens=job.num_tokens, hit_tokens=job.num_cached_tokens)
+        self._early.found(job, len(cached) * self._pool.block_size)
         return True
 
-    def _taken(self, slices: list[Slice[J]], uncovered: list[J]) -> PrefillBatch[J] | None:
+    def _taken(
+        self, slices: list[Slice[J]], uncovered: list[J], *, is_early: bool = False
+    ) -> PrefillBatch[J] | None:
         if not slices and not uncovered:
             return None
-        batch = PrefillBatch(tuple(slices), tuple(uncovered))
+        batch = PrefillBatch(tuple(slices), tuple(uncovered), is_early)
         for job in (*(each.job for each in slices), *uncovered):
             self._waiting.remove(job)
         for job in uncovered:
@@ -271,6 +302,7 @@ class PrefillScheduler(Generic[J]):
     def _drop(self, job: J) -> None:
         self._places.pop(job, None)
         self._cancelled.discard(job)
+        self._early.forget(job)
         _free(job)
 
 

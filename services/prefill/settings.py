@@ -57,6 +57,18 @@ class PrefillSettings(WorkerSettings):
         description="Keep the KV of prompts while there is room, and start prompts with the same "
         "beginning from it",
     )
+    overlap_encode: bool = Field(
+        True,
+        description="Compute the beginning of a prompt while its later pictures are still being "
+        "encoded; needs the prefix cache",
+    )
+    min_early_tokens: int = Field(
+        128,
+        ge=1,
+        description="Fewer tokens than this are not computed before the embeddings behind them "
+        "are there",
+        json_schema_extra=flag("min-early-tokens", "TOKENS"),
+    )
     max_suspended: int = Field(
         2,
         ge=0,

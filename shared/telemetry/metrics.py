@@ -97,6 +97,7 @@ class PrefillMetrics:
     batch_tokens: Histogram
     prompt_tokens: Counter
     cached_tokens: Counter
+    early_tokens: Counter
     suspensions: Counter
     embedding_wait_s: Histogram
     embedding_transfer_s: Histogram
@@ -115,6 +116,10 @@ class PrefillMetrics:
                 "prompt_tokens", "Tokens of prefilled prompts, cached ones among them"
             ),
             cached_tokens=make.counter("prompt_tokens_cached", "Prompt tokens found in the cache"),
+            early_tokens=make.counter(
+                "prompt_tokens_early",
+                "Tokens computed before the last embedding of their prompt had landed",
+            ),
             suspensions=make.counter(
                 "prefill_suspensions", "Steps that waited between layers for more urgent prompts"
             ),

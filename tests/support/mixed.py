@@ -28,11 +28,15 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Mixed:
-    """One request. `sampling` has no stop tokens: every answer has `max_tokens` tokens."""
+    """One request: `preface`, pictures, question.
+
+    `sampling` has no stop tokens: every answer has `max_tokens` tokens.
+    """
 
     pictures: tuple[bytes, ...]
     question: str
     sampling: SamplingParams
+    preface: str = ""
 
     @property
     def is_greedy(self) -> bool:
@@ -46,6 +50,7 @@ class Mixed:
             model,
             self.pictures,
             self.question,
+            preface=self.preface,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -19,10 +19,20 @@ class Prompt:
     deadline_s: float = 100.0
     block_keys: tuple[bytes, ...] = ()
     num_bare_tokens: int = 0
+    num_missing_tokens: int = 0
+    num_answer_tokens: int = 0
     whole_spans: tuple[tuple[int, int], ...] = ()
     blocks: BlockHandle | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+
+    @property
+    def max_context_tokens(self) -> int:
+        return self.num_tokens + self.num_answer_tokens
+
+    @property
+    def num_ready_tokens(self) -> int:
+        return self.num_tokens - self.num_missing_tokens
 
 
 Scheduler = PrefillScheduler[Prompt]

@@ -25,7 +25,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = make(12, cache=True, max_batch_tokens=64, chunk_tokens=32, max_suspended=2)
+        self.scheduler = make(
+            12,
+            cache=True,
+            max_batch_tokens=64,
+            chunk_tokens=32,
+            max_suspended=2,
+            min_early_tokens=8,
+        )
         self.pool = self.scheduler._pool
         self.books = Books()
         self.stack: list[PrefillBatch[Prompt]] = []
@@ -35,30 +42,45 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12),
         priority=st.integers(-2, 2),
         num_bare_blocks=st.integers(0, 2),
+        num_missing=st.sampled_from([0, 0, 1, 20, 50]),
     )
-    def add(self, tokens: list[int], priority: int, num_bare_blocks: int) -> None:
+    def add(self, tokens: list[int], priority: int, num_bare_blocks: int, num_missing: int) -> None:
         prompt = prompt_of(self.scheduler, [token for token in tokens for _ in range(8)])
         prompt.priority = priority
         cached = self.scheduler.prefix.num_cached_tokens(  # type: ignore[union-attr]
             prompt.block_keys, prompt.num_tokens
         )
         prompt.num_bare_tokens = min(cached, num_bare_blocks * BLOCK)
+        # What is missing lies behind what comes from the cache.
+        prompt.num_missing_tokens = min(num_missing, prompt.num_tokens - prompt.num_bare_tokens)
         self.scheduler.add(prompt)
         self.books.known.append(prompt)
+
+    @precondition(lambda self: self.books.known)
+    @rule(data=st.data())
+    def land(self, data: st.DataObject) -> None:
+        """An embedding of a prompt is there, in whatever state the prompt is."""
+        prompt = self.books.known[data.draw(st.integers(0, len(self.books.known) - 1))]
+        prompt.num_missing_tokens = max(0, prompt.num_missing_tokens - 20)
 
     @rule()
     def begin(self) -> None:
         expected = self.scheduler.should_preempt()
+        num_waiting = self.scheduler.num_waiting
         batch = self.scheduler.next_batch()
         if batch is None:
             return
         assert expected or not self.stack
+        if batch.is_early:
+            assert not self.stack
+            assert num_waiting == len([p for p in batch.uncovered if not p.num_missing_tokens])
         for prompt in batch.uncovered:
             self.books.known.remove(prompt)
             self.books.gone.append(prompt)
         for each in batch:
             assert each.start == each.job.num_computed_tokens >= each.job.num_bare_tokens
-            assert each.start < each.stop <= each.job.num_tokens
+            assert each.start < each.stop <= each.job.num_ready_tokens
+            assert batch.is_early == (each.job.num_missing_tokens > 0)
         if batch.slices:
             self.stack.append(batch)
         assert len(self.stack) <= 3
@@ -111,6 +133,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         self.pool.check_invariants()
+        early = [p for p in self.books.known if p.num_missing_tokens and p.blocks]
+        assert all(any(each.job is p for b in self.stack for each in b) for p in early)
         everyone = (*self.books.known, *self.books.done, *self.cancelled)
         held = [b for prompt in everyone if prompt.blocks for b in prompt.blocks.block_ids]
         assert self.pool.num_used == len(set(held))
@@ -125,6 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_waiting == 0
         assert not self.scheduler._places
         assert not self.scheduler._cancelled
+        assert not self.scheduler._early._begun
         assert self.pool.num_used == 0
         assert len(set(self.pool.allocate(12).block_ids)) == 12
 

@@ -24,6 +24,10 @@ class Prompt:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
 
+    @property
+    def num_ready_tokens(self) -> int:
+        return self.num_tokens
+
 
 def test_a_prompt_gets_the_blocks_of_its_answer_as_well() -> None:
     pool = BlockPool(10, 16)
