@@ -27,7 +27,7 @@ from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.control import Role
 from shared.messages.descriptor import MediaItem
 from shared.messages.work import EncodeTask
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
@@ -39,14 +39,14 @@ from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
 
-Preprocess = Callable[[bytes], Pixels]
+Preprocess = Callable[[bytes], TowerInput]
 
 
 @dataclass(eq=False)
 class EncodeJob:
     """One picture on its way through the tower."""
 
-    pixels: Pixels
+    pixels: TowerInput
     began: Callable[[], None]
     done: asyncio.Future[torch.Tensor] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -218,7 +218,7 @@ class EncodeStage:
             self._pool.discard(key)
             raise
 
-    async def _fetch(self, item: MediaItem) -> Pixels:
+    async def _fetch(self, item: MediaItem) -> TowerInput:
         try:
             with tracing.span(names.MEDIA_FETCH):
                 data = await self._stores.media.get(item.sha256)
@@ -241,7 +241,7 @@ class EncodeStage:
             )
         return pixels
 
-    async def _embed(self, pixels: Pixels, ticket: Ticket) -> torch.Tensor:
+    async def _embed(self, pixels: TowerInput, ticket: Ticket) -> torch.Tensor:
         job = EncodeJob(pixels, ticket.began)
         self._scheduler.add(job)
         self._work.notify()
@@ -257,7 +257,7 @@ class EncodeStage:
         )
         return embedding
 
-    def _preprocessed(self, data: bytes) -> Pixels:
+    def _preprocessed(self, data: bytes) -> TowerInput:
         """In a thread of the pool; what is metered is the work without the wait for a thread."""
         with self._metrics.preprocess_s.time():
             return self._preprocess(data)

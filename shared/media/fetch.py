@@ -95,7 +95,7 @@ class MediaFetcher:
             async with self._client.stream(
                 "GET",
                 checked.copy_with(host=pinned),
-                headers={"host": checked.netloc.decode(), "accept": "image/*"},
+                headers={"host": checked.netloc.decode(), "accept": "image/*, video/*, audio/*"},
                 extensions={"sni_hostname": checked.host},
             ) as response:
                 if not response.has_redirect_location:
