@@ -12,7 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.gateway.admission import Slot
 from services.gateway.problems import refuse
@@ -62,9 +62,9 @@ class LoadedMedium:
 class MediaLimits:
     """Bounds on files of each kind; how long a sound may last is the model's."""
 
-    picture: PictureLimits = field(default_factory=PictureLimits)
-    video: VideoLimits = field(default_factory=VideoLimits)
-    max_audio_bytes: int = AudioLimits.max_bytes
+    picture: PictureLimits
+    video: VideoLimits
+    max_audio_bytes: int
 
     def max_bytes(self, kind: MediaKind) -> int:
         """Of one file."""

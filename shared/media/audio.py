@@ -97,7 +97,7 @@ def _resampled(
     container: av.container.InputContainer, stream: Any, rate_hz: int, limits: AudioLimits
 ) -> Iterator[Samples]:
     """The sound piece by piece as it is decoded; a file at the wanted rate keeps its values."""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
+    resampler = av.AudioResampler(format="fltp", rate=rate_hz)
     shape, num_decoded = None, 0
     for frame in container.decode(stream):
         _check_frame(frame, limits)
@@ -109,16 +109,19 @@ def _resampled(
         for resampled in resampler.resample(frame):
             yield _values(resampled)
     # FLAC says how many samples there are; frames of it that are damaged are left out silently.
-    declared = stream.duration if stream.codec_context.name == "flac" else None
-    if declared is not None and declared * stream.time_base * stream.rate != num_decoded:
-        raise _refused(f"only {num_decoded} of its samples can be decoded")
+    is_declared = stream.codec_context.name == "flac" and stream.duration is not None
+    num_declared = int(stream.duration * stream.time_base * stream.rate) if is_declared else None
+    if num_declared is not None and num_declared != num_decoded:
+        raise _refused(f"only {num_decoded} of its {num_declared} samples can be decoded")
     for resampled in resampler.resample(None) if shape else ():
         if resampled is not None:
             yield _values(resampled)
 
 
 def _values(frame: av.AudioFrame) -> Samples:
-    return np.asarray(frame.to_ndarray(), dtype=np.float32).reshape(-1)
+    """The mean of the channels, as the reference's readers mix them; FFmpeg's own mix is louder."""
+    values: Samples = frame.to_ndarray().mean(axis=0, dtype=np.float32)
+    return values
 
 
 def _check_frame(frame: av.AudioFrame, limits: AudioLimits) -> None:
@@ -144,9 +147,10 @@ def _opened(data: bytes) -> Iterator[tuple[av.container.InputContainer, Any]]:
             if not container.streams.audio:
                 raise _refused("it has no audio stream")
             stream = container.streams.audio[0]
-            if stream.codec_context.name not in _CODECS:
-                raise _refused(f"its codec {stream.codec_context.name!r} is not read")
-            stream.codec_context.thread_count = 1
+            codec = stream.codec_context
+            if codec is None or codec.name not in _CODECS:
+                raise _refused(f"its codec {codec and codec.name!r} is not read")
+            codec.thread_count = 1
             yield container, stream
     except (RequestFailed, GeneratorExit):
         raise

@@ -180,7 +180,7 @@ def test_marks_that_hold_a_placeholder_are_refused():
 
 
 def test_a_placeholder_outside_the_vocabulary_is_an_unsupported_model():
-    with pytest.raises(UnsupportedModel, match="token 999999 stands for pictures but is not in"):
+    with pytest.raises(UnsupportedModel, match="token 999999 stands for media but is not in"):
         PromptBuilder(TOKENIZER, ChatTemplate.load(DEMO_MODEL), 999_999)
 
 
