@@ -180,7 +180,7 @@ class EncodeStage:
         if self._num_bytes(task.item) > self._pool.max_bytes:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"a picture of {task.item.num_tokens} tokens takes {self._num_bytes(task.item)} "
+                f"an embedding of {task.item.num_tokens} tokens takes {self._num_bytes(task.item)} "
                 f"bytes, an encoder's pool holds {self._pool.max_bytes}",
             )
         if self._shelf.is_elsewhere(task):
