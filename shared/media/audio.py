@@ -53,7 +53,7 @@ class AudioLimits:
     max_bytes: int = 16 * 1024 * 1024
     max_duration_s: float = 30.0
     min_rate_hz: int = 4_000
-    max_rate_hz: int = 384_000
+    max_rate_hz: int = 192_000
     max_channels: int = 8
 
 
