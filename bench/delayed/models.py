@@ -119,7 +119,7 @@ def delayed_models(timing: PerformanceModel) -> Iterator[None]:
 
     with (
         _replaced(shared.runtime.language, "load_language_model", language),
-        _replaced(services.encoder.build, "load_vision_tower", vision),
+        _replaced(services.encoder.build, "load_tower", vision),
     ):
         yield
 

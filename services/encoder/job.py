@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 
 
 @dataclass(eq=False)
 class EncodeJob:
     """Its pixels, and who waits for its rows. `began` is called when the tower takes it."""
 
-    pixels: Pixels
+    pixels: TowerInput
     began: Callable[[], None]
     done: asyncio.Future[torch.Tensor] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()

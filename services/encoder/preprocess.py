@@ -1,12 +1,14 @@
-"""Bytes to pixels, exactly as the model's own image or video processor makes them.
+"""Bytes to what a tower takes, exactly as the model's own processors make it.
 
-In: the raw bytes of one picture or video, told apart by their first bytes, and which part of it is
-wanted, if not all. Out: normalised patches or tiles and their grid. Runs in the encoder's
-preprocessing threads, never on the event loop and never on the compute thread.
+In: the raw bytes of one picture or video, told apart by their first bytes, or of one sound, and
+which part of it is wanted, if not all. Out: normalised patches or tiles and their grid, or a
+spectrogram. Runs in the encoder's preprocessing threads, never on the event loop and never on the
+compute thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import torch
 
 from services.encoder.clips import ClipPreprocessor
 from services.encoder.parts import cut_tiles
+from services.encoder.sounds import SoundPreprocessor
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.picture import PictureLimits, open_picture
 from shared.media.sizing.base import ImageLayout
 from shared.media.video import container_of
 from shared.messages.descriptor import MediaPart
+from shared.model.towers.base import TowerInput
 from shared.model.towers.pixels import Pixels
 from shared.model.vision.spec import VisionSpec
 from shared.modelspec import ModelSpec
@@ -29,6 +33,14 @@ _OPTIONS: dict[str, dict[str, bool]] = {
     "internvl": {"crop_to_patches": True},
     "gemma3": {"do_pan_and_scan": False},
 }
+
+
+def open_preprocessor(
+    model_dir: Path, limits: PictureLimits
+) -> Callable[[bytes, MediaPart | None], TowerInput]:
+    """What prepares this model's media; `UnsupportedModel` for a model that reads text only."""
+    audio = ModelSpec.load(model_dir).audio
+    return PicturePreprocessor(model_dir, limits) if audio is None else SoundPreprocessor(model_dir)
 
 
 class PicturePreprocessor:

@@ -29,7 +29,7 @@ from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.control import Role
 from shared.messages.descriptor import MediaPart
 from shared.messages.work import EncodeTask
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
@@ -41,7 +41,7 @@ from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
 
-Preprocess = Callable[[bytes, MediaPart | None], Pixels]
+Preprocess = Callable[[bytes, MediaPart | None], TowerInput]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class EncodeStage:
         if self._num_bytes(task) > self._pool.max_bytes:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"a picture of {task.num_tokens} tokens takes {self._num_bytes(task)} "
+                f"an embedding of {task.num_tokens} tokens takes {self._num_bytes(task)} "
                 f"bytes, an encoder's pool holds {self._pool.max_bytes}",
             )
         if self._shelf.is_elsewhere(task):
@@ -230,7 +230,7 @@ class EncodeStage:
             self._pool.discard(key)
             raise
 
-    async def _fetch(self, task: EncodeTask) -> Pixels:
+    async def _fetch(self, task: EncodeTask) -> TowerInput:
         item = task.item
         try:
             with tracing.span(names.MEDIA_FETCH):
@@ -255,7 +255,7 @@ class EncodeStage:
             )
         return pixels
 
-    async def _embed(self, pixels: Pixels, ticket: Ticket) -> torch.Tensor:
+    async def _embed(self, pixels: TowerInput, ticket: Ticket) -> torch.Tensor:
         job = EncodeJob(pixels, ticket.began)
         self._scheduler.add(job)
         self._work.notify()
@@ -271,7 +271,7 @@ class EncodeStage:
         )
         return embedding
 
-    def _preprocessed(self, data: bytes, part: MediaPart | None) -> Pixels:
+    def _preprocessed(self, data: bytes, part: MediaPart | None) -> TowerInput:
         """In a thread of the pool; what is metered is the work without the wait for a thread."""
         with self._metrics.preprocess_s.time():
             return self._preprocess(data, part)

@@ -34,7 +34,7 @@ class AdmissionSettings(Group):
 
 
 class MediaSettings(Group):
-    """Pictures and videos."""
+    """Pictures, videos and sounds."""
 
     max_pictures: int = Field(16, ge=0, description="Pictures in one request")
     max_picture_bytes: int = Field(16 * MEBIBYTE, ge=1, description="Bytes of one picture's file")
@@ -45,6 +45,12 @@ class MediaSettings(Group):
     max_video_frames: int = Field(36_000, ge=1, description="Frames in one video's file")
     max_video_frame_pixels: int = Field(
         8_847_360, ge=1, description="Pixels of one decoded frame of a video"
+    )
+    max_audio_clips: int = Field(8, ge=0, description="Audio clips in one request")
+    max_audio_bytes: int = Field(
+        16 * MEBIBYTE,
+        ge=1,
+        description="Bytes of one audio clip's file; how long it may last is the model's",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from shared.media.kind import MediaKind
 from shared.messages.base import Message
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -71,18 +72,19 @@ Units = tuple[
 
 
 class MediaItem(Message):
-    """One picture or video of a request, in prompt order.
+    """One picture, video or sound of a request, in prompt order.
 
     `sha256` names the raw bytes in the media store; `content_key` names the embedding (bytes, model
     and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging, or the
-    grid of tiles, as the family's sizing rule gives it. The picture's `num_tokens` placeholders
-    begin at `offset` of the prompt; `runs` are their (start, length) where marks stand between
-    them, and empty where they are one run. `seconds_per_frame` is the time between two temporal
-    patches of a video, None for a picture. `units` is where the item may be divided: so many
-    pieces in a row, and the embedding rows and the patches of each of them; empty if nowhere.
+    grid of tiles, as the family's sizing rule gives it; a sound's positions all lie in time. Its
+    `num_tokens` placeholders begin at `offset` of the prompt; `runs` are their (start, length)
+    where marks stand between them, and empty where they are one run. `seconds_per_frame` is the
+    time between two temporal patches of a video, None for anything else. `units` is where the item
+    may be divided: so many pieces in a row, and the embedding rows and the patches of each of them;
+    empty if nowhere.
     """
 
-    kind: Literal["image", "video"]
+    kind: MediaKind
     sha256: Sha256Hex
     content_key: Sha256Hex
     grid_thw: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer with the marks of all vision families.
+"""A byte-level tokenizer with the marks of all families with towers.
 
 Line breaks merge as they do in real vocabularies, and the beginning-of-text token is added by the
 tokenizer itself, so that where a mark is tokenised makes a difference.
@@ -24,6 +24,9 @@ _MARKS = (
     "<fake_token_around_image>",
     "<end_of_utterance>",
     "<global-img>",
+    "<|audio_bos|>",
+    "<|AUDIO|>",
+    "<|audio_eos|>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 )
 _WORDS = ("<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ", "ĊĊĊ")
