@@ -1,14 +1,24 @@
-"""One picture, or one part of it, on its way through the tower."""
+"""One picture, or one part of it, on its way through the encoder."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
+from shared.messages.descriptor import MediaPart
 from shared.model.towers.base import TowerInput
+
+
+class Preprocess(Protocol):
+    """From a file to what the tower takes. Runs in a thread."""
+
+    def __call__(self, data: bytes, part: MediaPart | None = None) -> TowerInput:
+        """All of it, or one part. Raises `RequestFailed`."""
+        ...
 
 
 @dataclass(eq=False)

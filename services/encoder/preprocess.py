@@ -8,7 +8,6 @@ compute thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from services.encoder.clips import ClipPreprocessor
+from services.encoder.job import Preprocess
 from services.encoder.parts import cut_tiles
 from services.encoder.sounds import SoundPreprocessor
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
@@ -23,7 +23,6 @@ from shared.media.picture import PictureLimits, open_picture
 from shared.media.sizing.base import ImageLayout
 from shared.media.video import container_of
 from shared.messages.descriptor import MediaPart
-from shared.model.towers.base import TowerInput
 from shared.model.towers.pixels import Pixels
 from shared.model.vision.spec import VisionSpec
 from shared.modelspec import ModelSpec
@@ -35,9 +34,7 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 
-def open_preprocessor(
-    model_dir: Path, limits: PictureLimits
-) -> Callable[[bytes, MediaPart | None], TowerInput]:
+def open_preprocessor(model_dir: Path, limits: PictureLimits) -> Preprocess:
     """What prepares this model's media; `UnsupportedModel` for a model that reads text only."""
     audio = ModelSpec.load(model_dir).audio
     return PicturePreprocessor(model_dir, limits) if audio is None else SoundPreprocessor(model_dir)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from services.encoder.executor import EncodeExecutor
-from services.encoder.job import EncodeJob
+from services.encoder.job import EncodeJob, Preprocess
 from services.encoder.scheduler import EncodeScheduler, take_delay_s
 from services.encoder.shelf import Shelf
 from shared.bus import subjects
@@ -40,8 +40,6 @@ from shared.runtime.step_guard import StepGuard
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
-
-Preprocess = Callable[[bytes, MediaPart | None], TowerInput]
 
 
 @dataclass(frozen=True)
