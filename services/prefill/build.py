@@ -72,6 +72,8 @@ def make_scheduler(
     max_batch_tokens, chunk_tokens = step_limits(
         settings, beside_decode=language.hand_over is not None
     )
+    # Where the tower is in this process it takes turns with prefill: beginnings would hold it up.
+    overlaps = settings.overlap_encode and Role.ENCODE not in worker.stages
     return PrefillScheduler(
         pool,
         max_batch_tokens=max_batch_tokens,
@@ -79,7 +81,7 @@ def make_scheduler(
         max_suspended=settings.max_suspended,
         priority_step_s=settings.priority_step_s,
         prefix=prefix,
-        min_early_tokens=settings.min_early_tokens if settings.overlap_encode else 0,
+        min_early_tokens=settings.min_early_tokens if overlaps else 0,
         reserves_answers=language.hand_over is not None,
     )
 

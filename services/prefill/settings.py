@@ -59,8 +59,8 @@ class PrefillSettings(WorkerSettings):
     )
     overlap_encode: bool = Field(
         True,
-        description="Compute the beginning of a prompt while its later pictures are still being "
-        "encoded; needs the prefix cache",
+        description="Compute the beginning of a prompt while other processes encode its later "
+        "pictures; needs the prefix cache",
     )
     min_early_tokens: int = Field(
         128,

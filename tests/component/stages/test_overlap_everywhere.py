@@ -107,7 +107,8 @@ async def test_every_topology_gives_the_tokens_of_one_process(
         ) as pipeline:
             answers[overlap], num_early = await answers_of(pipeline, requests, jobs)
             if "1PD" not in topology:  # there one of two prefill workers is not looked at
-                assert (num_early > 0) == overlap
+                shares_device = "EP" in topology  # with the tower
+                assert (num_early > 0) == (overlap and not shares_device)
     expected = [
         list(engine.generate(request, pictures_of(parts)))
         for request, parts in zip(requests, jobs, strict=True)
