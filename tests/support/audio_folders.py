@@ -28,11 +28,12 @@ from shared.text.tokenizer import TextTokenizer
 from tests.support.folders import built_once
 from tests.support.models import quiet, spread_weights
 from tests.support.text_configs import TEXT
-from tests.support.tiny_tokenizer import TOKEN_IDS, VOCAB_SIZE, tiny_tokenizer
+from tests.support.tiny_tokenizer import VOCAB_SIZE, tiny_tokenizer
 
 RATE_HZ = 16_000
 MAX_SECONDS = 3
-AUDIO_TOKEN = "<|AUDIO|>"
+MARKS = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
+AUDIO_TOKEN_ID = VOCAB_SIZE + 1
 _EXTRACTOR = {
     "feature_extractor_type": "WhisperFeatureExtractor",
     "feature_size": 20,
@@ -67,8 +68,8 @@ def audio_config() -> Any:
             "d_model": 24,
             "max_source_positions": 50 * MAX_SECONDS,
         },
-        text_config={**TEXT, "model_type": "qwen2", "vocab_size": VOCAB_SIZE},
-        audio_token_index=TOKEN_IDS[AUDIO_TOKEN],
+        text_config={**TEXT, "model_type": "qwen2", "vocab_size": VOCAB_SIZE + len(MARKS)},
+        audio_token_index=AUDIO_TOKEN_ID,
     )
 
 
@@ -81,7 +82,7 @@ def build_audio_folder(
         model = transformers.Qwen2AudioForConditionalGeneration(audio_config())
         spread_weights(model, seed)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    tiny_tokenizer(MARKS).save(str(folder / "tokenizer.json"))
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     (folder / "preprocessor_config.json").write_text(json.dumps(_EXTRACTOR))
