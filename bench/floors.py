@@ -62,7 +62,7 @@ class Weights:
 
 
 def _kind(part: str, name: str, *, tied: bool) -> str:
-    if part == "vision":
+    if part == "tower":
         return "per_merged_token" if "merger" in name else "per_patch"
     return "head" if name == ("embed_tokens.weight" if tied else "lm_head.weight") else "layers"
 

@@ -11,7 +11,7 @@ from services.gateway.model import ServedModel
 from shared.media.content_key import content_key
 from shared.media.picture import PictureLimits, open_picture
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
-from shared.text.prompt import ChatMessage, Picture, Prompt
+from shared.text.prompt import ChatMessage, Medium, Prompt
 from shared.text.tokenizer import TextTokenizer
 
 DEADLINE_S = 600.0
@@ -38,7 +38,7 @@ class PromptMaker:
         preface: str = "",
     ) -> RequestDescriptor:
         """One user turn: the preface, if any, the pictures, then the question."""
-        parts: list[str | Picture] = [*map(self.measure, pictures), question]
+        parts: list[str | Medium] = [*map(self.measure, pictures), question]
         if preface:
             parts.insert(0, preface)
         prompt = self.build([ChatMessage("user", tuple(parts))])
@@ -59,7 +59,7 @@ class PromptMaker:
         """The prompt of a whole chat."""
         return self._model.prompts.build(messages)
 
-    def measure(self, data: bytes) -> Picture:
+    def measure(self, data: bytes) -> Medium:
         """A picture as a part of a message."""
         assert self._model.sizer is not None, "the model reads text only"
         picture = open_picture(data, PictureLimits())
@@ -67,4 +67,4 @@ class PromptMaker:
         sha256 = hashlib.sha256(data).hexdigest()
         spec = self._model.spec
         key = content_key(sha256, spec.fingerprint, spec.preprocessor_hash)
-        return Picture.of(sha256, key, layout)
+        return Medium.of(sha256, key, layout)

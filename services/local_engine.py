@@ -15,7 +15,7 @@ from services.decode.executor import DecodeExecutor
 from services.decode.sequence import Sequence as RunningSequence
 from services.encoder.build import load_executor as load_encoder
 from services.encoder.executor import EncodeExecutor
-from services.encoder.preprocess import PicturePreprocessor
+from services.encoder.preprocess import open_preprocessor
 from services.prefill.executor import PrefillExecutor, PromptInput
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import RequestFailed
@@ -39,9 +39,9 @@ class LocalEngine:
         self._decode = DecodeExecutor(model, kv)
         self._grammars = Grammars(folder.directory, folder.spec)
         self._encoder: EncodeExecutor | None = None
-        if folder.spec.vision is not None:
+        if folder.spec.has_tower:
             self._encoder = load_encoder(folder)
-            self._preprocess = PicturePreprocessor(folder.directory, PictureLimits())
+            self._preprocess = open_preprocessor(folder.directory, PictureLimits())
 
     def generate(self, request: RequestDescriptor, pictures: Sequence[bytes]) -> Iterator[int]:
         """The token ids of the answer, one by one, without the stop token."""

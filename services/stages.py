@@ -115,11 +115,16 @@ class StageBuilder:
         """
         settings = settings_in_role(worker.stages, settings)
         self._language = await self._open_language(worker, folder, settings)
-        stages: list[Stage] = []
+        built: dict[Role, Stage] = {}
         for role in worker.stages:
+            shared: dict[Role, tuple[object, ...]] = {
+                # Encode comes first; its stage is what prefill may ask past the queue.
+                Role.PREFILL: (self._language, built.get(Role.ENCODE)),
+                Role.DECODE: (self._language,),
+            }
             build = _builder(role)
-            shared = () if role is Role.ENCODE else (self._language,)
-            stages.append(await build(worker, folder, settings, *shared))
+            built[role] = await build(worker, folder, settings, *shared.get(role, ()))
+        stages = list(built.values())
         return stages[0] if len(stages) == 1 else StageGroup(stages)
 
     async def _open_language(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UnsupportedModel
+from shared.media.kind import MediaKind
+from shared.model.audio_spec import AudioSpec
 from shared.model.config_fields import (
     Config,
     parse_config,
@@ -24,7 +26,7 @@ from shared.model.text_spec import MoeSpec, TextSpec, text_config
 from shared.model.vision.fields import preprocessor_bytes
 from shared.model.vision.spec import VisionSpec
 
-__all__ = ["ModelSpec", "MoeSpec", "TextSpec", "VisionSpec"]
+__all__ = ["AudioSpec", "ModelSpec", "MoeSpec", "TextSpec", "VisionSpec"]
 
 # float64 is not for serving: it is the oracle in which packing and chunking are compared.
 SUPPORTED_DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -37,6 +39,7 @@ class ModelSpec:
     `fingerprint` is a SHA-256 over config.json and the names and sizes of the weight files: two
     workers with different fingerprints must not exchange embeddings or KV blocks.
     `preprocessor_hash` is part of what an embedding depends on; empty without a preprocessor.
+    A model has `vision`, `audio` or neither.
     """
 
     model_type: str
@@ -46,6 +49,7 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     fingerprint: str
     preprocessor_hash: str
+    audio: AudioSpec | None = None
 
     @property
     def family(self) -> Family:
@@ -57,9 +61,24 @@ class ModelSpec:
         return self.text.embedding_width
 
     @property
+    def has_tower(self) -> bool:
+        """Whether there is something to encode with."""
+        return self.vision is not None or self.audio is not None
+
+    @property
+    def media_kinds(self) -> frozenset[MediaKind]:
+        """What this model reads besides text."""
+        kinds = {
+            MediaKind.IMAGE: self.vision is not None,
+            MediaKind.VIDEO: self.vision is not None and self.vision.clips is not None,
+            MediaKind.AUDIO: self.audio is not None,
+        }
+        return frozenset(kind for kind, is_read in kinds.items() if is_read)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Stages that this model can be split into."""
-        return ("encode", "prefill", "decode") if self.vision else ("prefill", "decode")
+        return ("encode", "prefill", "decode") if self.has_tower else ("prefill", "decode")
 
     @classmethod
     def load(cls, model_dir: Path) -> ModelSpec:
@@ -72,13 +91,16 @@ class ModelSpec:
         _refuse_quantization(config)
         text = text_config(config)
         text_spec = TextSpec.of(config, language_family(config))
+        tower = family.tower
+        hears = tower is not None and tower.kind == "audio"
         return cls(
             model_type=family.model_type,
             dtype=_dtype(config, text),
             text=text_spec,
-            vision=VisionSpec.load(model_dir, config, family.tower, text_spec.hidden_size)
-            if family.tower
+            vision=VisionSpec.load(model_dir, config, tower, text_spec.hidden_size)
+            if tower and not hears
             else None,
+            audio=AudioSpec.load(model_dir, config) if hears else None,
             eos_token_ids=_eos_token_ids(generation, text, config),
             fingerprint=_fingerprint(model_dir, config_bytes),
             preprocessor_hash=_preprocessor_hash(model_dir),

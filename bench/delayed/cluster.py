@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,14 @@ def delayed_cluster(
     *,
     encoder_held: int = ENCODER_HELD,
     settings: Mapping[str, str] | None = None,
+    write: Callable[[Path], Path] | None = None,
 ) -> Iterator[DelayedCluster]:
-    """Start it, yield it, stop it. `settings` are `TRIPTYCH_*` variables of all its processes."""
+    """Start it, yield it, stop it. `settings` are `TRIPTYCH_*` variables of all its processes;
+    `write` makes the model's folder, `write_model` unless given."""
     num_workers = len(parse_topology(topology))
     with ExitStack() as scope:
         folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
-        model = write_model(folder / "model")
+        model = (write or write_model)(folder / "model")
         profile = folder / "profile.json"
         profile.write_text(timing.model_dump_json(), encoding="utf-8")
         nats = nats_server.prepare(folder)

@@ -88,7 +88,10 @@ class DelayedTower(VisionTower):
 
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         time.sleep(self._timing.encode_s(sum(each.num_patches for each in pictures)))
-        counts = [self.spec.sizing.measure(*each.size).num_tokens for each in pictures]
+        counts = [
+            each.part.num_rows if each.part else self.spec.sizing.measure(*each.size).num_tokens
+            for each in pictures
+        ]
         return [torch.zeros(count, self._width, dtype=self._dtype) for count in counts]
 
 
@@ -116,7 +119,7 @@ def delayed_models(timing: PerformanceModel) -> Iterator[None]:
 
     with (
         _replaced(shared.runtime.language, "load_language_model", language),
-        _replaced(services.encoder.build, "load_vision_tower", vision),
+        _replaced(services.encoder.build, "load_tower", vision),
     ):
         yield
 

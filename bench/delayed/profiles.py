@@ -35,15 +35,20 @@ ANSWER_S = 0.0026
 """Table 6: 0.05 s a step with 18 answers on each decoder, 0.12 s with 45, so 2.6 ms an answer."""
 
 _PREFILL_S = 0.02
-_TOKEN_S = PREFILL_TOKEN_S * PHOTO_TOKENS / PICTURE_TOKENS
 
 
-def photo_model() -> PerformanceModel:
-    """The model behind the benches of many workers; see the module for where it comes from."""
+def photo_model(
+    picture_patches: int = PICTURE_PATCHES, picture_tokens: int = PICTURE_TOKENS
+) -> PerformanceModel:
+    """The model behind the benches of many workers; see the module for where it comes from.
+
+    A picture takes the same time however many patches and tokens it has in a bench.
+    """
+    token_s = PREFILL_TOKEN_S * PHOTO_TOKENS / picture_tokens
     return PerformanceModel.of_samples(
         Samples(
-            encode=[(n * PICTURE_PATCHES, n * PHOTO_ENCODE_S) for n in (1, 2, 4, 8)],
-            prefill=[([n], _PREFILL_S + n * _TOKEN_S) for n in (64, 128, 512, 2048)],
+            encode=[(n * picture_patches, n * PHOTO_ENCODE_S) for n in (1, 2, 4, 8)],
+            prefill=[([n], _PREFILL_S + n * token_s) for n in (64, 128, 512, 2048)],
             decode=[([200] * n, STEP_S + n * ANSWER_S) for n in (1, 2, 18, 45, 64)],
         ),
         kv_bytes_per_token=2048,

@@ -1,1 +1,1 @@
-"""The encode stage: pictures to embeddings."""
+"""The encode stage: pictures and sounds to embeddings."""

@@ -1,8 +1,10 @@
 """Video bytes to pixels, exactly as transformers' video processor makes them.
 
-In: the raw bytes of one video. Out: normalised patches and their grid. transformers' own processor
-needs torchvision, whose resizing of bytes on a CPU is torch's; the same calls are made here. Frames
-are resized one by one as they are decoded, so a clip never lies in memory at its own size.
+In: the raw bytes of one video, and which part of it is wanted, if not all. Out: normalised patches
+and their grid. transformers' own processor needs torchvision, whose resizing of bytes on a CPU is
+torch's; the same calls are made here. Frames are resized one by one as they are decoded, so a clip
+never lies in memory at its own size. A part is some steps of the grid: only their frames are
+resized, and those behind them are not decoded.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from services.encoder.parts import part_of
 from shared.errors import UnsupportedModel
 from shared.media.picture import PictureLimits
-from shared.media.sizing.clip import ClipLayout
 from shared.media.video import VideoLimits, probe_video, read_frames
+from shared.messages.descriptor import MediaPart
 from shared.model.config_fields import parse_config, read_bytes
 from shared.model.towers.pixels import Pixels
 from shared.model.vision.fields import VisionFiles
@@ -42,14 +45,18 @@ class ClipPreprocessor:
         self._mean = torch.tensor(settings.get("image_mean", _MEAN)) * scale
         self._std = torch.tensor(settings.get("image_std", _STD)) * scale
 
-    def __call__(self, data: bytes) -> Pixels:
+    def __call__(self, data: bytes, part: MediaPart | None = None) -> Pixels:
         """Raises `RequestFailed` on a bad video."""
         unbounded = VideoLimits(len(data), float("inf"), 2**31, self._max_pixels)
         facts = probe_video(data, unbounded)
         layout = self._sizing.measure(facts)
-        _, rows, columns = layout.grid_thw
+        steps, rows, columns = layout.grid_thw
         size = (rows * self._spec.patch_size, columns * self._spec.patch_size)
         indices = frame_indices(facts.num_frames, layout.num_frames)
+        if part is not None:
+            units, per_step = part_of(part, layout.units), self._spec.temporal_patch_size
+            indices = indices[units.first_unit * per_step : units.last_unit * per_step]
+            steps = units.last_unit - units.first_unit
         frames = torch.stack(
             [
                 functional.interpolate(
@@ -61,14 +68,15 @@ class ClipPreprocessor:
                 for frame in read_frames(data, indices, self._max_pixels)
             ]
         )
-        return Pixels(self._patches(frames, layout), layout.grid_thw, (facts.height, facts.width))
+        grid = (steps, rows, columns)
+        return Pixels(self._patches(frames, grid), grid, (facts.height, facts.width))
 
-    def _patches(self, frames: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+    def _patches(self, frames: torch.Tensor, grid_thw: tuple[int, int, int]) -> torch.Tensor:
         """`[num_frames, channels, height, width]` to `[num_patches, patch_dim]`.
 
         The last frame is repeated until the last step of the grid is full.
         """
-        steps, rows, columns = layout.grid_thw
+        steps, rows, columns = grid_thw
         unit, merge, side = (
             self._spec.temporal_patch_size,
             self._spec.merge_size,

@@ -1,4 +1,4 @@
-"""The vision tower over a batch of pictures."""
+"""The tower over a batch of media."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from shared.model.towers.base import VisionTower
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import Tower, TowerInput
 
 
 class EncodeExecutor:
-    """Embeds pictures packed end to end: no padding, whatever their sizes.
+    """Embeds media together without padding, whatever their sizes.
 
     Embeddings come in `dtype`, the tower's own by default.
     """
 
-    def __init__(self, tower: VisionTower, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, tower: Tower, dtype: torch.dtype | None = None) -> None:
         self._tower = tower
         self._dtype = dtype or tower.dtype
 
-    def run(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        """One contiguous `[num_tokens, embedding_width]` on its own storage per picture."""
-        embeddings = self._tower.encode(pictures)
+    def run(self, media: Sequence[TowerInput]) -> list[torch.Tensor]:
+        """One contiguous `[num_tokens, embedding_width]` on its own storage per medium."""
+        embeddings = self._tower.encode(media)
         return [embedding.to(self._dtype, copy=True) for embedding in embeddings]

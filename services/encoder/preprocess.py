@@ -1,8 +1,9 @@
-"""Bytes to pixels, exactly as the model's own image or video processor makes them.
+"""Bytes to what a tower takes, exactly as the model's own processors make it.
 
-In: the raw bytes of one picture or video, told apart by their first bytes. Out: normalised patches
-or tiles and their grid. Runs in the encoder's preprocessing threads, never on the event loop and
-never on the compute thread.
+In: the raw bytes of one picture or video, told apart by their first bytes, or of one sound, and
+which part of it is wanted, if not all. Out: normalised patches or tiles and their grid, or a
+spectrogram. Runs in the encoder's preprocessing threads, never on the event loop and never on the
+compute thread.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import numpy as np
 import torch
 
 from services.encoder.clips import ClipPreprocessor
+from services.encoder.job import Preprocess
+from services.encoder.parts import cut_tiles
+from services.encoder.sounds import SoundPreprocessor
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
 from shared.media.picture import PictureLimits, open_picture
 from shared.media.sizing.base import ImageLayout
 from shared.media.video import container_of
+from shared.messages.descriptor import MediaPart
 from shared.model.towers.pixels import Pixels
 from shared.model.vision.spec import VisionSpec
 from shared.modelspec import ModelSpec
@@ -27,6 +32,12 @@ _OPTIONS: dict[str, dict[str, bool]] = {
     "internvl": {"crop_to_patches": True},
     "gemma3": {"do_pan_and_scan": False},
 }
+
+
+def open_preprocessor(model_dir: Path, limits: PictureLimits) -> Preprocess:
+    """What prepares this model's media; `UnsupportedModel` for a model that reads text only."""
+    audio = ModelSpec.load(model_dir).audio
+    return PicturePreprocessor(model_dir, limits) if audio is None else SoundPreprocessor(model_dir)
 
 
 class PicturePreprocessor:
@@ -44,16 +55,21 @@ class PicturePreprocessor:
         self._limits = limits
         self._clips = ClipPreprocessor(model_dir, self._spec, limits) if self._spec.clips else None
 
-    def __call__(self, data: bytes) -> Pixels:
+    def __call__(self, data: bytes, part: MediaPart | None = None) -> Pixels:
         """Decode, resize, normalise and cut. Raises `RequestFailed` on a bad file."""
         if self._clips is not None and container_of(data) is not None:
-            return self._clips(data)
+            return self._clips(data, part)
         picture = open_picture(data, self._limits)
         layout = self._spec.sizing.measure(picture.height, picture.width)
         features = self._processor(images=[picture], return_tensors="np", **self._options)
         size = (picture.height, picture.width)
         if self._spec.tiles is not None:
-            return self._tiles(features["pixel_values"], layout, size)
+            pixels = self._tiles(features["pixel_values"], layout, size)
+            return pixels if part is None else cut_tiles(pixels, part, self._spec.tiles)
+        if part is not None:
+            raise RequestFailed(
+                FailureKind.INTERNAL, "a picture that is seen whole cannot be divided"
+            )
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
         if (t, h, w) != layout.grid_thw:
             raise _disagree(size, f"a grid of {(t, h, w)}", f"{layout.grid_thw}")

@@ -40,7 +40,7 @@ class Shelf:
 
     def is_elsewhere(self, task: EncodeTask) -> bool:
         """Whether another worker has the embedding or is making it."""
-        me, key = self._worker.me, task.item.content_key
+        me, key = self._worker.me, task.content_key
         if key in self.pool:
             return False
         ref = self._index.find(key, excluding=task.lost_lease_ids)
@@ -55,7 +55,7 @@ class Shelf:
 
     async def announce(self, task: EncodeTask) -> None:
         """Keep an embedding of the pool for the task's attempt, and offer it to all."""
-        key = task.item.content_key
+        key = task.content_key
         embedding = self.pool.pin(key)
         lease_id = embedding_lease_id(task.request_id, task.attempt, uuid.uuid4().hex[:12])
 
@@ -78,7 +78,7 @@ class Shelf:
 
     def _offer(self, task: EncodeTask, embedding: torch.Tensor) -> TensorRef:
         """The standing lease; a new one if the old one could not be read."""
-        key = task.item.content_key
+        key = task.content_key
         known = self._offered.get(key)
         if known is not None and known.lease_id not in task.lost_lease_ids:
             return known

@@ -1,23 +1,25 @@
 """The encode stage: takes `EncodeTask`s, announces embeddings.
 
-A task's picture is fetched from the media store, preprocessed in a bounded pool of threads, batched
-with others by patch budget, embedded, and put on the shelf, which offers it to all. The same
-picture asked for twice is embedded once, here and in the whole cluster: a task whose embedding
-another worker has or makes ends at once. If this process dies before it announced, the task returns
-to the queue.
+A task's picture, or its part of one, is fetched from the media store, preprocessed in a bounded
+pool of threads, batched with others by patch budget, embedded, and put on the shelf, which offers
+it to all. The same picture asked for twice is embedded once, here and in the whole cluster: a task
+whose embedding another worker has or makes ends at once. If this process dies before it announced,
+the task returns to the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from services.encoder.executor import EncodeExecutor
+from services.encoder.job import EncodeJob, Preprocess
 from services.encoder.scheduler import EncodeScheduler, take_delay_s
 from services.encoder.shelf import Shelf
 from shared.bus import subjects
@@ -25,9 +27,9 @@ from shared.bus.base import ObjectStore, WorkQueue
 from shared.clock import wall
 from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.control import Role
-from shared.messages.descriptor import MediaItem
+from shared.messages.descriptor import MediaPart
 from shared.messages.work import EncodeTask
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
@@ -38,26 +40,6 @@ from shared.runtime.step_guard import StepGuard
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import EncoderMetrics
-
-Preprocess = Callable[[bytes], Pixels]
-
-
-@dataclass(eq=False)
-class EncodeJob:
-    """One picture on its way through the tower."""
-
-    pixels: Pixels
-    began: Callable[[], None]
-    done: asyncio.Future[torch.Tensor] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    started_s: float = 0.0
-    ended_s: float = 0.0
-
-    @property
-    def num_patches(self) -> int:
-        """Rows that the tower sees."""
-        return self.pixels.num_patches
 
 
 @dataclass(frozen=True)
@@ -104,10 +86,13 @@ class EncodeStage:
         self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._threads = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="preprocess")
         self._num_held = 0
+        self.num_held_patches = 0
         self._next_take_s = 0.0
+        self._stop: Stop | None = None
 
     async def run(self, stop: Stop) -> None:
         """Serve until a stop is requested, then finish what was taken."""
+        self._stop = stop
         intake = Intake(
             self._stores.tasks,
             self._serve,
@@ -127,6 +112,7 @@ class EncodeStage:
                         scope.create_task(self._stores.index.run()),
                     ]
                     await intake.run(stop, self._worker.drain_s)
+                    await self._end_local(stop)
                     for task in background:
                         task.cancel()
         finally:
@@ -166,21 +152,45 @@ class EncodeStage:
         return self._num_held < self._max_held and time.monotonic() >= self._next_take_s
 
     async def _serve(self, task: EncodeTask, ticket: Ticket) -> None:
-        self._num_held += 1
-        delay_s = take_delay_s(self._num_held, self._stores.encoders())
+        delay_s = take_delay_s(self._num_held + 1, self._stores.encoders())
         if delay_s:
             self._next_take_s = time.monotonic() + delay_s
             asyncio.get_running_loop().call_later(delay_s, self._room.notify)
+        await self._held(task, ticket)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work from others in its process."""
+        return self._stop is not None and not self._stop.requested
+
+    async def _end_local(self, stop: Stop) -> None:
+        """What others in the process wait for still needs the tower, but not for ever."""
+        limit_s = self._worker.drain_s if stop.finish_s is None else stop.finish_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._room.until(lambda: self._num_held == 0)
+
+    async def encode_now(self, task: EncodeTask) -> None:
+        """Serve a prompt of this process past the queue, which may bring the same task later."""
+        try:
+            await self._held(task, Ticket())
+        finally:
+            self._room.notify()
+
+    async def _held(self, task: EncodeTask, ticket: Ticket) -> None:
+        self._num_held += 1
+        self.num_held_patches += task.num_patches
         try:
             await self._announced(task, ticket)
         finally:
             self._num_held -= 1
+            self.num_held_patches -= task.num_patches
 
     async def _announced(self, task: EncodeTask, ticket: Ticket) -> None:
-        if self._num_bytes(task.item) > self._pool.max_bytes:
+        if self._num_bytes(task) > self._pool.max_bytes:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"a picture of {task.item.num_tokens} tokens takes {self._num_bytes(task.item)} "
+                f"an embedding of {task.num_tokens} tokens takes {self._num_bytes(task)} "
                 f"bytes, an encoder's pool holds {self._pool.max_bytes}",
             )
         if self._shelf.is_elsewhere(task):
@@ -191,7 +201,7 @@ class EncodeStage:
 
     async def _ensure(self, task: EncodeTask, ticket: Ticket) -> None:
         """Return when the pool holds the item's embedding, which this or another task computed."""
-        key = task.item.content_key
+        key = task.content_key
         if key in self._pool:
             self._metrics.cache_hits.inc()
         while self._pool.get(key) is None:
@@ -202,23 +212,24 @@ class EncodeStage:
             self._pending.add(key)
             self._shelf.claim(task)
             try:
-                await self._compute(task.item, ticket)
+                await self._compute(task, ticket)
             finally:
                 self._pending.discard(key)
                 self._room.notify()
 
-    async def _compute(self, item: MediaItem, ticket: Ticket) -> None:
-        key, num_bytes = item.content_key, self._num_bytes(item)
+    async def _compute(self, task: EncodeTask, ticket: Ticket) -> None:
+        key, num_bytes = task.content_key, self._num_bytes(task)
         await self._room.until(lambda: self._pool.try_reserve(key, num_bytes))
         ticket.admit()
         try:
-            embedding = await self._embed(await self._fetch(item), ticket)
+            embedding = await self._embed(await self._fetch(task), ticket)
             self._pool.fill(key, embedding)
         except BaseException:
             self._pool.discard(key)
             raise
 
-    async def _fetch(self, item: MediaItem) -> Pixels:
+    async def _fetch(self, task: EncodeTask) -> TowerInput:
+        item = task.item
         try:
             with tracing.span(names.MEDIA_FETCH):
                 data = await self._stores.media.get(item.sha256)
@@ -232,8 +243,9 @@ class EncodeStage:
             self._metrics.preprocess_queue.track_inprogress(),
         ):
             loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._threads, self._preprocessed, data)
-        if pixels.grid_thw != item.grid_thw:
+            pixels = await loop.run_in_executor(self._threads, self._preprocessed, data, task.part)
+        # A part's rows were compared instead, and a video's part has a grid of its own.
+        if task.part is None and pixels.grid_thw != item.grid_thw:
             raise RequestFailed(
                 FailureKind.INTERNAL,
                 f"picture {item.sha256[:12]} has a patch grid of {pixels.grid_thw}, "
@@ -241,7 +253,7 @@ class EncodeStage:
             )
         return pixels
 
-    async def _embed(self, pixels: Pixels, ticket: Ticket) -> torch.Tensor:
+    async def _embed(self, pixels: TowerInput, ticket: Ticket) -> torch.Tensor:
         job = EncodeJob(pixels, ticket.began)
         self._scheduler.add(job)
         self._work.notify()
@@ -257,13 +269,13 @@ class EncodeStage:
         )
         return embedding
 
-    def _preprocessed(self, data: bytes) -> Pixels:
+    def _preprocessed(self, data: bytes, part: MediaPart | None) -> TowerInput:
         """In a thread of the pool; what is metered is the work without the wait for a thread."""
         with self._metrics.preprocess_s.time():
-            return self._preprocess(data)
+            return self._preprocess(data, part)
 
-    def _num_bytes(self, item: MediaItem) -> int:
-        return item.num_tokens * self._bytes_per_token
+    def _num_bytes(self, task: EncodeTask) -> int:
+        return task.num_tokens * self._bytes_per_token
 
 
 async def open_stores(

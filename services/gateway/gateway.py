@@ -18,9 +18,9 @@ from services.gateway.dispatch import Dispatcher, open_queues
 from services.gateway.health import Health
 from services.gateway.ingest import Ingest
 from services.gateway.liveness import Liveness
+from services.gateway.media import MediaLimits, MediaLoader
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
-from services.gateway.pictures import PictureLoader
 from services.gateway.recovery import RecoveryPolicy
 from services.gateway.roles import Roles
 from services.gateway.routes import Parts
@@ -33,6 +33,7 @@ from shared.bus import subjects
 from shared.bus.base import Bus, Headers
 from shared.bus.dead_letters import DeadLetterWatcher
 from shared.media.fetch import FetchPolicy, MediaFetcher
+from shared.media.kind import MediaKind
 from shared.media.picture import PictureLimits
 from shared.media.video import VideoLimits
 from shared.messages.control import CancelRequest, Role
@@ -67,7 +68,7 @@ async def open_gateway(
         liveness = await scope.enter_async_context(_liveness(bus, me, streams))
         index = await scope.enter_async_context(_embedding_index(bus, workers))
         runner = Runner(
-            await _dispatcher(settings, model, bus, index, metrics),
+            await _dispatcher(settings, model, bus, index, workers, metrics),
             streams,
             liveness,
             workers,
@@ -119,6 +120,7 @@ async def _dispatcher(
     model: ServedModel,
     bus: Bus,
     index: EmbeddingIndex,
+    workers: Workers,
     metrics: GatewayMetrics,
 ) -> Dispatcher:
     media = await bus.object_store(
@@ -133,6 +135,10 @@ async def _dispatcher(
         index,
         store_ttl_s=settings.media.store_ttl_s,
         count=lambda outcome: metrics.embeddings.labels(outcome).inc(),
+        encoders=lambda: [
+            each.worker for each in workers.live() if each.ready and Role.ENCODE in each.stages
+        ],
+        min_part_patches=settings.media.min_part_patches,
     )
 
 
@@ -164,25 +170,27 @@ def _ingest(
     fetcher: MediaFetcher,
     pool: Executor,
 ) -> Ingest:
-    media, pictures = settings.media, None
-    if model.sizer is not None:
-        limits = PictureLimits(media.max_picture_bytes, media.max_picture_pixels)
-        video_limits = VideoLimits(
+    media = settings.media
+    limits = MediaLimits(
+        PictureLimits(media.max_picture_bytes, media.max_picture_pixels),
+        VideoLimits(
             max_bytes=media.max_video_bytes,
             max_duration_s=media.max_video_duration_s,
             max_frames=media.max_video_frames,
             max_pixels=media.max_video_frame_pixels,
-        )
-        pictures = PictureLoader(
-            model.spec, model.sizer, limits, fetcher, pool, video_limits=video_limits
-        )
+        ),
+        media.max_audio_bytes,
+    )
     return Ingest(
         model,
         me,
         settings.admission,
-        max_pictures=media.max_pictures,
-        max_videos=media.max_videos,
-        pictures=pictures,
+        max_media={
+            MediaKind.IMAGE: media.max_pictures,
+            MediaKind.VIDEO: media.max_videos,
+            MediaKind.AUDIO: media.max_audio_clips,
+        },
+        loader=MediaLoader(model.spec, limits, fetcher, pool),
         pool=pool,
     )
 
@@ -191,7 +199,7 @@ def _fetch_policy(settings: GatewaySettings) -> FetchPolicy:
     media = settings.media
     return FetchPolicy(
         allowed_hosts=media.allowed_hosts,
-        max_bytes=max(media.max_picture_bytes, media.max_video_bytes),
+        max_bytes=max(media.max_picture_bytes, media.max_video_bytes, media.max_audio_bytes),
         timeout_s=media.fetch_timeout_s,
     )
 

@@ -1,7 +1,7 @@
 """From a parsed request to a descriptor that every stage can work with.
 
-In: a `ChatRequest`. Out: `Prepared`: token ids with exact placeholder runs, pictures by content
-hash, sampling, deadline; and the picture files themselves. Everything that a client can get wrong
+In: a `ChatRequest`. Out: `Prepared`: token ids with exact placeholder runs, media by content
+hash, sampling, deadline; and the media files themselves. Everything that a client can get wrong
 is refused here, before any worker hears of the request.
 """
 
@@ -14,21 +14,30 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from services.gateway.admission import Slot
+from services.gateway.media import NOUNS, LoadedMedium, MediaLoader, MediaSource
 from services.gateway.model import ServedModel
 from services.gateway.openai_format import grammar_of
-from services.gateway.openai_schema import ChatRequest, MediaPart, Message, TextPart, VideoPart
-from services.gateway.pictures import LoadedPicture, PictureLoader, PictureSource
+from services.gateway.openai_parts import (
+    AudioPart,
+    InputAudioPart,
+    MediaPart,
+    Message,
+    TextPart,
+    VideoPart,
+)
+from services.gateway.openai_schema import ChatRequest
 from services.gateway.problems import Problem, Refused, refuse
 from services.gateway.settings import AdmissionSettings
 from shared.clock import Clock, wall
+from shared.media.kind import MediaKind
 from shared.messages.descriptor import GrammarSpec, RequestDescriptor, SamplingParams, WorkerRef
 from shared.model.randomness import derived_seed
-from shared.text.prompt import ChatMessage, Picture
+from shared.text.prompt import ChatMessage, Medium
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request that can be dispatched. `media` holds the picture files by sha256."""
+    """A request that can be dispatched. `media` holds the files by sha256."""
 
     descriptor: RequestDescriptor
     media: Mapping[str, bytes]
@@ -56,38 +65,26 @@ class Ingest:
         me: WorkerRef,
         settings: AdmissionSettings,
         *,
-        max_pictures: int,
-        max_videos: int = 0,
-        pictures: PictureLoader | None,
+        max_media: Mapping[MediaKind, int],
+        loader: MediaLoader,
         pool: Executor,
         clock: Clock = wall,
     ) -> None:
         self._model = model
         self._me = me
         self._settings = settings
-        self._max_pictures = max_pictures if pictures is not None else 0
-        self._max_videos = max_videos if pictures is not None else 0
-        self._pictures = pictures
+        self._max_media = max_media
+        self._loader = loader
         self._pool = pool
         self._clock = clock
 
-    def check(self, chat: ChatRequest) -> list[PictureSource]:
-        """What can be refused at a glance; returns where the pictures are."""
+    def check(self, chat: ChatRequest) -> list[MediaSource]:
+        """What can be refused at a glance; returns where the media are."""
         if chat.model != self._model.name:
             message = f"model {chat.model!r} is not served here, {self._model.name!r} is"
             raise Refused(Problem(404, message, param="model", code="model_not_found"))
-        sources = list(_picture_sources(chat))
-        num_videos = sum(source.is_video for source in sources)
-        for what, num_sent, limit in (
-            ("pictures", len(sources) - num_videos, self._max_pictures),
-            ("videos", num_videos, self._max_videos),
-        ):
-            if num_sent > limit:
-                raise refuse(
-                    f"{num_sent} {what} were sent, the limit is {limit}",
-                    param="messages",
-                    code=f"too_many_{what}",
-                )
+        sources = list(_media_sources(chat))
+        self._check_media(sources)
         self._check_ending(chat)
         num_chars, max_chars = _num_chars(chat), self._settings.max_text_chars
         if num_chars > max_chars:
@@ -97,6 +94,24 @@ class Ingest:
                 code="context_length_exceeded",
             )
         return sources
+
+    def _check_media(self, sources: Sequence[MediaSource]) -> None:
+        for source in sources:
+            if source.kind not in self._model.spec.media_kinds:
+                raise refuse(
+                    f"model {self._model.name!r} (model_type={self._model.spec.model_type!r}) "
+                    f"reads no {_plural(source.kind)}",
+                    param=source.field,
+                    code="unsupported_media",
+                )
+        for kind, limit in self._max_media.items():
+            num_sent = sum(source.kind is kind for source in sources)
+            if num_sent > limit:
+                raise refuse(
+                    f"{num_sent} {_plural(kind)} were sent, the limit is {limit}",
+                    param="messages",
+                    code=f"too_many_{_plural(kind).replace(' ', '_')}",
+                )
 
     def _check_ending(self, chat: ChatRequest) -> None:
         """An answer with a format ends with a stop token, because nothing else may follow it."""
@@ -110,11 +125,11 @@ class Ingest:
         )
 
     async def prepare(
-        self, chat: ChatRequest, sources: Sequence[PictureSource], request_id: str, slot: Slot
+        self, chat: ChatRequest, sources: Sequence[MediaSource], request_id: str, slot: Slot
     ) -> Prepared:
         """Raises `Refused` or `RequestFailed`."""
         loaded = await self._load(sources, slot)
-        messages = _chat_messages(chat, [each.picture for each in loaded])
+        messages = _chat_messages(chat, [each.medium for each in loaded])
         loop = asyncio.get_running_loop()
         grammar = await loop.run_in_executor(self._pool, grammar_of, chat)
         prompt = await loop.run_in_executor(self._pool, self._model.prompts.build, messages)
@@ -131,16 +146,16 @@ class Ingest:
             created_unix_s=now_s,
             deadline_unix_s=now_s + self._settings.request_timeout_s,
         )
-        media = {each.picture.sha256: each.data for each in loaded}
+        media = {each.medium.sha256: each.data for each in loaded}
         return Prepared(descriptor, media, chat.stops)
 
-    async def _load(self, sources: Sequence[PictureSource], slot: Slot) -> list[LoadedPicture]:
-        if self._pictures is None or not sources:
+    async def _load(self, sources: Sequence[MediaSource], slot: Slot) -> list[LoadedMedium]:
+        if not sources:
             return []
         try:
-            return await self._pictures.load(sources, slot)
+            return await self._loader.load(sources, slot)
         except BaseExceptionGroup as group:
-            # Several pictures may be wrong at once; one refusal is enough.
+            # Several media may be wrong at once; one refusal is enough.
             raise group.exceptions[0] from None
 
     def _max_tokens(self, chat: ChatRequest, num_prompt_tokens: int) -> int:
@@ -211,7 +226,7 @@ def _min_tokens(chat: ChatRequest, max_tokens: int) -> int:
     return least
 
 
-def _picture_sources(chat: ChatRequest) -> list[PictureSource]:
+def _media_sources(chat: ChatRequest) -> list[MediaSource]:
     return [
         _source(part, f"messages[{i}].content[{j}]")
         for i, message in enumerate(chat.messages)
@@ -221,10 +236,21 @@ def _picture_sources(chat: ChatRequest) -> list[PictureSource]:
     ]
 
 
-def _source(part: MediaPart, field: str) -> PictureSource:
-    if isinstance(part, VideoPart):
-        return PictureSource(part.video_url.url, f"{field}.video_url.url", is_video=True)
-    return PictureSource(part.image_url.url, f"{field}.image_url.url")
+def _source(part: MediaPart, field: str) -> MediaSource:
+    match part:
+        case VideoPart():
+            return MediaSource(MediaKind.VIDEO, part.video_url.url, f"{field}.video_url.url")
+        case AudioPart():
+            return MediaSource(MediaKind.AUDIO, part.audio_url.url, f"{field}.audio_url.url")
+        case InputAudioPart():
+            data, name = part.input_audio.data, f"{field}.input_audio.data"
+            return MediaSource(MediaKind.AUDIO, data, name, is_base64=True)
+        case _:
+            return MediaSource(MediaKind.IMAGE, part.image_url.url, f"{field}.image_url.url")
+
+
+def _plural(kind: MediaKind) -> str:
+    return "audio clips" if kind is MediaKind.AUDIO else f"{NOUNS[kind]}s"
 
 
 def _num_chars(chat: ChatRequest) -> int:
@@ -236,8 +262,8 @@ def _num_chars(chat: ChatRequest) -> int:
     )
 
 
-def _chat_messages(chat: ChatRequest, pictures: Sequence[Picture]) -> list[ChatMessage]:
-    waiting = iter(pictures)
+def _chat_messages(chat: ChatRequest, media: Sequence[Medium]) -> list[ChatMessage]:
+    waiting = iter(media)
 
     def convert(message: Message) -> ChatMessage:
         # Chat templates know the older name of this role.

@@ -52,7 +52,8 @@ class GatewayMetrics:
         self.disconnects = self._counter("client_disconnects", "Clients that went away early")
         self.embeddings = self._counter(
             "request_embeddings",
-            "Pictures of requests, by whether a worker has the embedding, makes it or is asked to",
+            "Pictures of requests, by whether a worker has the embedding, makes it or is asked to, "
+            "or several are",
             ["outcome"],
         )
         self.resubmissions = self._counter(

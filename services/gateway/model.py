@@ -20,7 +20,7 @@ from shared.text.tokenizer import TextTokenizer
 
 @dataclass(frozen=True)
 class ServedModel:
-    """`sizer` is None for a model that reads text only.
+    """`sizer` is None for a model that reads no pictures.
 
     `default_temperature` is 1.0 as in the OpenAI API, unless the folder's generation_config.json
     says `"do_sample": false`: such a model answers greedily when the client names no temperature.
@@ -52,11 +52,11 @@ class ServedModel:
         return self.spec.text.max_context_tokens
 
     def roles(self, *, pictures: bool) -> tuple[Role, ...]:
-        """The stages that a request needs, with or without pictures."""
+        """The stages that a request needs, with or without media."""
         return tuple(
             role
             for role in (Role.ENCODE, Role.PREFILL, Role.DECODE)
-            if role is not Role.ENCODE or (pictures and self.sizer is not None)
+            if role is not Role.ENCODE or (pictures and self.spec.has_tower)
         )
 
 
@@ -67,6 +67,7 @@ def _prompt_builder(model_dir: Path, spec: ModelSpec, tokenizer: TextTokenizer) 
         image_token_id=spec.vision.image_token_id if spec.vision else None,
         template_token_id=spec.vision.template_token_id if spec.vision else None,
         video_token_id=spec.vision.video_token_id if spec.vision and spec.vision.clips else None,
+        audio_token_id=spec.audio.audio_token_id if spec.audio else None,
     )
 
 

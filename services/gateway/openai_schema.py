@@ -9,7 +9,7 @@ refused, so a misspelt parameter is noticed.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from pydantic import (
 
 from services.gateway.openai_base import Schema as _Schema
 from services.gateway.openai_format import Formats
+from services.gateway.openai_parts import Message
 from services.gateway.problems import Refused, refuse
 from shared.messages.descriptor import MAX_LOGIT_BIASES, MAX_LOGPROBS
 
@@ -33,74 +34,6 @@ MAX_STOP_CHARS = 256
 MAX_CHOICES = 16
 
 MAX_SHOWN_CHARS = 60
-
-
-class ImageUrl(_Schema):
-    """A picture by URL; `detail` is accepted and ignored, the model's own limits decide."""
-
-    url: Annotated[str, Field(min_length=1)]
-    detail: str | None = None
-
-
-class TextPart(_Schema):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(_Schema):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class VideoUrl(_Schema):
-    """A video by URL (not part of OpenAI's API; named as others name it)."""
-
-    url: Annotated[str, Field(min_length=1)]
-
-
-class VideoPart(_Schema):
-    type: Literal["video_url"]
-    video_url: VideoUrl
-
-
-MediaPart = ImagePart | VideoPart
-
-
-def _part_tag(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("text", "image_url", "video_url") else None
-
-
-# Tags are in angle brackets so that an error's path can leave them out.
-Part = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[ImagePart, Tag("<image_url>")]
-    | Annotated[VideoPart, Tag("<video_url>")],
-    Discriminator(
-        _part_tag,
-        custom_error_type="content_part",
-        custom_error_message="a content part must be of type text, image_url or video_url",
-    ),
-]
-
-
-def _content_tag(value: Any) -> str:
-    return "<parts>" if isinstance(value, list | tuple) else "<string>"
-
-
-Content = Annotated[
-    Annotated[str, Tag("<string>")]
-    | Annotated[tuple[Part, ...], Field(min_length=1), Tag("<parts>")],
-    Discriminator(_content_tag),
-]
-
-
-class Message(_Schema):
-    """One turn. `name` is accepted and ignored: chat templates do not know it."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
 
 
 class StreamOptions(_Schema):

@@ -34,7 +34,7 @@ class AdmissionSettings(Group):
 
 
 class MediaSettings(Group):
-    """Pictures and videos."""
+    """Pictures, videos and sounds."""
 
     max_pictures: int = Field(16, ge=0, description="Pictures in one request")
     max_picture_bytes: int = Field(16 * MEBIBYTE, ge=1, description="Bytes of one picture's file")
@@ -46,12 +46,24 @@ class MediaSettings(Group):
     max_video_frame_pixels: int = Field(
         8_847_360, ge=1, description="Pixels of one decoded frame of a video"
     )
+    max_audio_clips: int = Field(8, ge=0, description="Audio clips in one request")
+    max_audio_bytes: int = Field(
+        16 * MEBIBYTE,
+        ge=1,
+        description="Bytes of one audio clip's file; how long it may last is the model's",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts that pictures may be fetched from: example.org, .example.org for all "
         "below it, host:port for another port; empty: data: URLs only",
     )
     fetch_timeout_s: float = Field(10.0, gt=0, description="Seconds for fetching one picture")
+    min_part_patches: int = Field(
+        2048,
+        ge=0,
+        description="Fewest patches in a part of a picture or video that several idle encoders "
+        "share; 0: none is shared",
+    )
     threads: int = Field(4, ge=1, le=64, description="Threads that decode pictures and tokenise")
     store_ttl_s: float = Field(
         600.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.job import PrefillJob
+from services.prefill.own_encoder import OwnEncoder
 from services.prefill.pieces import PiecePlan
 from services.prefill.scheduler import PrefillScheduler
 from services.prefill.settings import PrefillSettings
@@ -19,6 +20,7 @@ from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
+from shared.runtime.local_encoder import LocalEncoder
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
@@ -29,14 +31,18 @@ async def build(
     folder: ModelFolder,
     settings: PrefillSettings,
     language: Language | None = None,
+    encoder: LocalEncoder | None = None,
 ) -> PrefillStage:
-    """Load the model, unless the process has it already, and join it to the worker."""
+    """Load the model, unless the process has it already, and join it to the worker.
+
+    `encoder` is the process' own, if it has one.
+    """
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
-    links = await open_links(worker, folder, settings)
+    links = await open_links(worker, folder, settings, encoder)
     return PrefillStage(
         worker,
         links,
@@ -99,7 +105,10 @@ def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int,
 
 
 async def open_links(
-    worker: Worker, folder: ModelFolder, settings: PrefillSettings
+    worker: Worker,
+    folder: ModelFolder,
+    settings: PrefillSettings,
+    encoder: LocalEncoder | None = None,
 ) -> PrefillLinks:
     """The stage's queues and its way to embeddings."""
     bus, model = worker.bus, worker.model
@@ -116,6 +125,14 @@ async def open_links(
         pool_bytes=settings.embedding_pool_bytes,
         pull_timeout_s=settings.transfer.pull_timeout_s,
         metrics=metrics,
+        own_encoder=None
+        if encoder is None
+        else OwnEncoder(
+            encoder,
+            index,
+            worker.me,
+            lambda: [each.worker for each in directory.live(Role.ENCODE, ready_only=True)],
+        ),
     )
     return PrefillLinks(
         tasks=await bus.work_queue(subjects.work(Role.PREFILL, model), PrefillTask),

@@ -4,25 +4,30 @@ In: a request's media items and rows of landing memory. Out: these rows filled. 
 received lately is kept, so that the next request about the same picture asks nobody; of several
 requests that need an embedding at the same time one fetches it and the others join. An embedding
 that cannot be had from where it was announced (evicted, owner gone), and that nobody is making, is
-asked for again: the request still names its picture.
+asked for again: the request still names its picture. Of an item that was divided each part is
+found, pulled and asked for by itself, into its own rows; what is kept is the whole.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
-from dataclasses import dataclass, field
 
 import torch
 
+from services.prefill.own_encoder import OwnEncoder
+from services.prefill.search import Search
 from shared.bus.base import WorkQueue
 from shared.cache.embedding_pool import EmbeddingPool
 from shared.clock import Clock, monotonic
 from shared.errors import FailureKind, Outcome, RequestFailed, TransferError
-from shared.messages.descriptor import MediaItem, RequestDescriptor, WorkerRef
+from shared.messages.descriptor import MediaItem, MediaPart, RequestDescriptor, WorkerRef
 from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask
 from shared.runtime.embedding_index import EmbeddingIndex
+from shared.runtime.media_parts import known_parts
+from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import PrefillMetrics
@@ -37,18 +42,6 @@ ENCODE_AGAIN_AFTER_S = 30.0
 just be queued, and then the second one finds the first one's embedding."""
 UNCLAIMED_GRACE_S = 0.25
 """A claim and the task that it stands for travel by different ways: it may be a little late."""
-
-
-@dataclass
-class _Search:
-    """One attempt's way to one embedding."""
-
-    request: RequestDescriptor
-    item: MediaItem
-    asked_s: float
-    lost_lease_ids: list[str] = field(default_factory=list)
-    num_asked: int = 0
-    last_loss: str = "nobody announced it"
 
 
 class EmbeddingReceiver:
@@ -66,6 +59,7 @@ class EmbeddingReceiver:
         pool_bytes: int,
         pull_timeout_s: float,
         metrics: PrefillMetrics,
+        own_encoder: OwnEncoder | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._index = index
@@ -76,6 +70,7 @@ class EmbeddingReceiver:
         self._dtype = dtype
         self._pull_timeout_s = pull_timeout_s
         self._metrics = metrics
+        self._own_encoder = own_encoder
         self._clock = clock
         self._pool: EmbeddingPool[torch.Tensor] = EmbeddingPool(pool_bytes)
         metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
@@ -120,58 +115,84 @@ class EmbeddingReceiver:
         _check_shape(item, tuple(kept.shape), into)
         into.copy_(kept)
         self._metrics.embeddings.labels(source).inc()
-        await self._let_go(request, item)
+        await self._let_go_all(request, item)
 
     async def _fetch(self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor) -> None:
         """Pull the embedding and keep a copy; whoever waits for it looks again afterwards."""
         self._fetching.add(item.content_key)
         try:
-            ref = await self._search(request, item, into)
-            if ref.tensor.owner != self._me:  # else the encoder of this process keeps it
+            owners = await self._search(Search(request, item, self._clock()), into)
+            if owners != {self._me}:  # else the encoder of this process keeps it
                 self._keep(item.content_key, into)
         finally:
             self._fetching.discard(item.content_key)
             self._fetched.notify()
-        await self._let_go(request, item)
+        await self._let_go_all(request, item)
 
     def _keep(self, key: str, embedding: torch.Tensor) -> None:
         num_bytes = embedding.nbytes
         if num_bytes <= self._pool.max_bytes and self._pool.try_reserve(key, num_bytes):
             self._pool.fill(key, embedding.clone())
 
-    async def _let_go(self, request: RequestDescriptor, item: MediaItem) -> None:
+    async def _let_go_all(self, request: RequestDescriptor, item: MediaItem) -> None:
+        """Nor need those of its parts be kept, if it was divided."""
+        await self._let_go(request, item.content_key)
+        for part in known_parts(self._index, item):
+            await self._let_go(request, part.content_key)
+
+    async def _let_go(self, request: RequestDescriptor, key: str) -> None:
         """The owner need not keep the embedding for this attempt any longer. An announcement that
         is still to come is let go with the whole request."""
-        ref = self._index.find(item.content_key)
+        ref = self._index.find(key)
         held = ref.held_for(request.request_id, request.attempt) if ref is not None else None
         if held is not None:
             await self._transport.release(held, request.request_id)
 
-    async def _search(
-        self, request: RequestDescriptor, item: MediaItem, into: torch.Tensor
-    ) -> EmbeddingRef:
-        search = _Search(request, item, self._clock())
+    async def _search(self, search: Search, into: torch.Tensor) -> set[WorkerRef]:
+        """Fill `into`; returns who had it."""
         while True:
-            ref = await self._announced(search)
-            if ref is None:
+            found = await self._announced(search)
+            if found is None:
                 await self._ask(search)
                 continue
+            if isinstance(found, tuple):
+                return await self._search_parts(search, found, into)
             try:
-                await self._pull(ref, item, into)
+                await self._pull(found, search.item, into)
             except TransferError as error:
                 if error.outcome is Outcome.INCOMPATIBLE:
                     raise RequestFailed(FailureKind.INTERNAL, str(error)) from error
-                search.lost_lease_ids.append(ref.tensor.lease_id)
+                search.lost_lease_ids.append(found.tensor.lease_id)
                 search.last_loss = str(error)
             else:
-                return ref
+                return {found.tensor.owner}
 
-    async def _announced(self, search: _Search) -> EmbeddingRef | None:
-        """Where to pull from, once somebody says so; None if nobody will."""
-        key = search.item.content_key
+    async def _search_parts(
+        self, search: Search, parts: tuple[MediaPart, ...], into: torch.Tensor
+    ) -> set[WorkerRef]:
+        """Every part into its rows, all at the same time."""
+        request, item = search.request, search.item
+        with unwrapped():
+            async with asyncio.TaskGroup() as scope:
+                tasks = [
+                    scope.create_task(
+                        self._search(Search(request, item, self._clock(), part), into[part.rows])
+                    )
+                    for part in parts
+                ]
+        return {owner for task in tasks for owner in task.result()}
+
+    async def _announced(self, search: Search) -> EmbeddingRef | tuple[MediaPart, ...] | None:
+        """Where to pull from, or the parts to look for, once somebody says so; None if nobody
+        will."""
+        key = search.key
         with tracing.span(names.WAIT_EMBEDDING), self._metrics.embedding_wait_s.time():
             unclaimed_s: float | None = None
             while (ref := self._index.find(key, excluding=search.lost_lease_ids)) is None:
+                if search.part is None and (parts := known_parts(self._index, search.item)):
+                    return parts
+                if self._here(search) is not None:
+                    return None
                 now_s = self._clock()
                 if self._index.claim_of(key) is not None:
                     unclaimed_s = None
@@ -184,6 +205,11 @@ class EmbeddingReceiver:
                 await self._index.changed()
             return ref
 
+    def _here(self, search: Search) -> OwnEncoder | None:
+        """This process' own encoder, where it is the quickest way."""
+        own = self._own_encoder
+        return own if own is not None and own.is_quicker(search.key, search.num_patches) else None
+
     async def _pull(self, ref: EmbeddingRef, item: MediaItem, into: torch.Tensor) -> None:
         _check_shape(item, (ref.num_tokens, ref.hidden_size), into)
         with (
@@ -194,8 +220,9 @@ class EmbeddingReceiver:
                 ref.tensor, 0, byte_view(into), timeout_s=self._pull_timeout_s
             )
 
-    async def _ask(self, search: _Search) -> None:
-        """Queue an encode task: nobody has the embedding, or whoever makes it takes too long."""
+    async def _ask(self, search: Search) -> None:
+        """Have it made here, or queue an encode task: nobody has the embedding, or whoever makes it
+        takes too long."""
         request, item = search.request, search.item
         if search.num_asked >= MAX_ENCODE_AGAIN:
             raise RequestFailed(
@@ -205,17 +232,27 @@ class EmbeddingReceiver:
                 retryable=True,
             )
         search.num_asked += 1
-        insists = self._index.claim_of(item.content_key) is not None
+        if (encoder := self._here(search)) is not None:
+            self._metrics.embeddings_here.inc()
+            lost = tuple(search.lost_lease_ids)
+            await encoder.encode(EncodeTask.of(request, item, search.part, lost_lease_ids=lost))
+            return
+        insists = self._index.claim_of(search.key) is not None
         logger.info("picture %s is asked for again: %s", item.sha256[:12], search.last_loss)
         task = EncodeTask.of(
-            request, item, lost_lease_ids=tuple(search.lost_lease_ids), insists=insists
+            request,
+            item,
+            search.part,
+            lost_lease_ids=tuple(search.lost_lease_ids),
+            insists=insists,
         )
         # Names what was lost, not how often: a redelivered prompt counts from one again, and a
         # repeated message id would be dropped as a duplicate.
-        cause = self._index.cause_of_loss(item.content_key)
+        cause = self._index.cause_of_loss(search.key)
         if cause is None or insists:
             cause = uuid.uuid4().hex[:12]
-        message_id = f"{request.request_id}:{request.attempt}:again:{cause}"
+        prefix = f"{request.request_id}:{request.attempt}"
+        message_id = f"{prefix}:again:{search.key[:16]}:{cause}"
         # The claim first: it must not come after the announcement that answers the task.
         await self._index.put(task.claim())
         await self._encode_tasks.put(task, message_id=message_id, headers=tracing.inject())

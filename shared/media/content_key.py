@@ -16,3 +16,8 @@ def content_key(media_sha256: str, model_fingerprint: str, encoder_policy: str) 
     if any("\n" in part for part in parts):
         raise ValueError("a content key's parts must not contain line breaks")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def part_key(content_key: str, index: int, num_parts: int) -> str:
+    """The key of one part of an embedding. It hashes two lines, so it is no whole one's."""
+    return hashlib.sha256(f"{content_key}\npart {index} of {num_parts}".encode()).hexdigest()

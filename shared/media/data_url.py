@@ -1,4 +1,4 @@
-"""`data:` URLs: the usual way for a picture to arrive inside a request."""
+"""Base64 inside a request, mostly as `data:` URLs: the usual way for media to arrive."""
 
 from __future__ import annotations
 
@@ -23,18 +23,27 @@ def decode_data_url(url: str, max_bytes: int) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not is_data_url(header) or not header.lower().endswith(";base64"):
         raise _refused("it must look like data:image/png;base64,...")
+    return _decoded(payload, max_bytes, "data URL")
+
+
+def decode_base64(payload: str, max_bytes: int) -> bytes:
+    """The bytes of plain base64 text. Raises `RequestFailed` (bad request)."""
+    return _decoded(payload, max_bytes, "data")
+
+
+def _decoded(payload: str, max_bytes: int, what: str) -> bytes:
     # Checked before decoding, so that an oversized payload is never held twice.
     num_bytes = len(payload) * 3 // 4
     if num_bytes > max_bytes + 2:
-        raise _refused(f"it holds about {num_bytes} bytes, the limit is {max_bytes}")
+        raise _refused(f"it holds about {num_bytes} bytes, the limit is {max_bytes}", what)
     try:
         data = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _refused(f"its base64 is damaged ({error})") from error
+        raise _refused(f"its base64 is damaged ({error})", what) from error
     if len(data) > max_bytes:
-        raise _refused(f"it holds {len(data)} bytes, the limit is {max_bytes}")
+        raise _refused(f"it holds {len(data)} bytes, the limit is {max_bytes}", what)
     return data
 
 
-def _refused(reason: str) -> RequestFailed:
-    return RequestFailed(FailureKind.BAD_REQUEST, f"data URL refused: {reason}")
+def _refused(reason: str, what: str = "data URL") -> RequestFailed:
+    return RequestFailed(FailureKind.BAD_REQUEST, f"{what} refused: {reason}")

@@ -1,4 +1,4 @@
-"""Pictures by http(s) URL: denied unless an operator has listed the host.
+"""Media by http(s) URL: denied unless an operator has listed the host.
 
 In: a URL from a request. Out: bytes, at most so many and in at most so many seconds. Every name is
 resolved once, every address it has must be public, and the connection goes to the address that was
@@ -95,7 +95,7 @@ class MediaFetcher:
             async with self._client.stream(
                 "GET",
                 checked.copy_with(host=pinned),
-                headers={"host": checked.netloc.decode(), "accept": "image/*"},
+                headers={"host": checked.netloc.decode(), "accept": "image/*, video/*, audio/*"},
                 extensions={"sni_hostname": checked.host},
             ) as response:
                 if not response.has_redirect_location:
@@ -116,7 +116,7 @@ class MediaFetcher:
         port = parsed.port or _DEFAULT_PORTS[parsed.scheme]
         if not host or not self._policy.allows(host, port, parsed.scheme):
             raise _refused(
-                f"remote pictures from {host or 'nowhere'} are not allowed; send a data: URL"
+                f"remote media from {host or 'nowhere'} are not allowed; send a data: URL"
             )
         return parsed.copy_with(host=host)
 
@@ -140,4 +140,4 @@ class MediaFetcher:
 
 
 def _refused(reason: str) -> RequestFailed:
-    return RequestFailed(FailureKind.BAD_REQUEST, f"picture URL refused: {reason}")
+    return RequestFailed(FailureKind.BAD_REQUEST, f"media URL refused: {reason}")

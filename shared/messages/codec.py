@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from shared.errors import ProtocolError
 from shared.messages.base import Message
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 M = TypeVar("M", bound=Message)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from shared.media.kind import MediaKind
 from shared.messages.base import Message
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -62,18 +63,28 @@ class SamplingParams(Message):
     grammar: GrammarSpec | None = None
 
 
+MAX_UNITS = 4096
+Units = tuple[
+    Annotated[int, Field(ge=1, le=MAX_UNITS)],
+    Annotated[int, Field(ge=0)],
+    Annotated[int, Field(ge=1)],
+]
+
+
 class MediaItem(Message):
-    """One picture or video of a request, in prompt order.
+    """One picture, video or sound of a request, in prompt order.
 
     `sha256` names the raw bytes in the media store; `content_key` names the embedding (bytes, model
     and encoder policy); `grid_thw` is the patch grid (time, height, width) before merging, or the
-    grid of tiles, as the family's sizing rule gives it. The picture's `num_tokens` placeholders
-    begin at `offset` of the prompt; `runs` are their (start, length) where marks stand between
-    them, and empty where they are one run. `seconds_per_frame` is the time between two temporal
-    patches of a video, None for a picture.
+    grid of tiles, as the family's sizing rule gives it; a sound's positions all lie in time. Its
+    `num_tokens` placeholders begin at `offset` of the prompt; `runs` are their (start, length)
+    where marks stand between them, and empty where they are one run. `seconds_per_frame` is the
+    time between two temporal patches of a video, None for anything else. `units` is where the item
+    may be divided: so many pieces in a row, and the embedding rows and the patches of each of them;
+    empty if nowhere.
     """
 
-    kind: Literal["image", "video"]
+    kind: MediaKind
     sha256: Sha256Hex
     content_key: Sha256Hex
     grid_thw: tuple[int, int, int]
@@ -81,6 +92,12 @@ class MediaItem(Message):
     num_tokens: Annotated[int, Field(ge=1)]
     runs: tuple[tuple[int, int], ...] = ()
     seconds_per_frame: Annotated[float, Field(gt=0)] | None = None
+    units: Annotated[tuple[Units, ...], Field(max_length=MAX_UNITS)] = ()
+
+    @property
+    def num_patches(self) -> int:
+        """The tower's work for it; its rows, where the units are not known."""
+        return sum(count * patches for count, _, patches in self.units) or self.num_tokens
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -92,6 +109,13 @@ class MediaItem(Message):
     def stop(self) -> int:
         """Row behind its last placeholder: from here on the prompt no longer needs it."""
         return self.spans[-1][1]
+
+    @model_validator(mode="after")
+    def _units_add_up(self) -> MediaItem:
+        num_rows = sum(count * rows for count, rows, _ in self.units)
+        if self.units and num_rows != self.num_tokens:
+            raise ValueError(f"units={self.units} give {num_rows} rows, not {self.num_tokens}")
+        return self
 
     @model_validator(mode="after")
     def _runs_add_up(self) -> MediaItem:
@@ -106,6 +130,31 @@ class MediaItem(Message):
             raise ValueError(
                 f"runs={self.runs} do not hold {self.num_tokens} placeholders from {self.offset}"
             )
+        return self
+
+
+class MediaPart(Message):
+    """One of `count` parts into which a media item is divided, each encoded by itself.
+
+    Its embedding, rows `first_row .. first_row + num_tokens` of the item's, has a key of its own.
+    """
+
+    content_key: Sha256Hex
+    index: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=2)]
+    first_row: Annotated[int, Field(ge=0)]
+    num_tokens: Annotated[int, Field(ge=1)]
+    num_patches: Annotated[int, Field(ge=1)]
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the item's embedding."""
+        return slice(self.first_row, self.first_row + self.num_tokens)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> MediaPart:
+        if self.index >= self.count:
+            raise ValueError(f"index={self.index} of count={self.count} parts")
         return self
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, model_validator
 
 from shared.messages.base import Message
-from shared.messages.descriptor import WorkerRef
+from shared.messages.descriptor import MAX_UNITS, WorkerRef
 
 
 class TensorRef(Message):
@@ -61,7 +61,7 @@ class EmbeddingClaim(Message):
     """The embedding of one media item is being made, for this attempt of a request.
 
     `encoder` is None until a worker has taken the task. The claim is void when the attempt is
-    cancelled, over or late, or the encoder is gone.
+    cancelled, over or late, or the encoder is gone. `num_patches` is the tower's work for it.
     """
 
     content_key: str
@@ -69,6 +69,17 @@ class EmbeddingClaim(Message):
     attempt: Annotated[int, Field(ge=0)]
     deadline_unix_s: float
     encoder: WorkerRef | None = None
+    num_patches: Annotated[int, Field(ge=0)] = 0
+
+
+class EmbeddingDivision(Message):
+    """The embedding of one media item is made in so many parts, each under a key of its own.
+
+    It says nothing of whether they are there: each part has an entry.
+    """
+
+    content_key: str
+    num_parts: Annotated[int, Field(ge=2, le=MAX_UNITS)]
 
 
 class KvPiece(NamedTuple):

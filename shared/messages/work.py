@@ -7,7 +7,13 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, model_validator
 
 from shared.messages.base import Message
-from shared.messages.descriptor import MediaItem, RequestDescriptor, TokenId, WorkerRef
+from shared.messages.descriptor import (
+    MediaItem,
+    MediaPart,
+    RequestDescriptor,
+    TokenId,
+    WorkerRef,
+)
 from shared.messages.refs import EmbeddingClaim, KvRef
 
 FIRST_TOKEN_BYTES = 8
@@ -24,7 +30,7 @@ class Origin(NamedTuple):
 
 
 class EncodeTask(Message):
-    """Turn one media item into an embedding and announce it under its content key.
+    """Turn one media item, or one part of it, into an embedding and announce it under its key.
 
     Nothing is to be done where another worker offers the embedding or makes it already; except that
     what is offered under one of `lost_lease_ids` could not be had, and that a task that `insists`
@@ -37,6 +43,7 @@ class EncodeTask(Message):
     model: str
     item: MediaItem
     deadline_unix_s: float
+    part: MediaPart | None = None
     lost_lease_ids: tuple[str, ...] = ()
     insists: bool = False
 
@@ -45,30 +52,48 @@ class EncodeTask(Message):
         cls,
         request: RequestDescriptor,
         item: MediaItem,
+        part: MediaPart | None = None,
         *,
         lost_lease_ids: tuple[str, ...] = (),
         insists: bool = False,
     ) -> EncodeTask:
-        """The task for one media item of a request."""
+        """The task for one media item of a request, or for a part of it."""
         return cls(
             request_id=request.request_id,
             attempt=request.attempt,
             gateway=request.gateway,
             model=request.model,
             item=item,
+            part=part,
             deadline_unix_s=request.deadline_unix_s,
             lost_lease_ids=lost_lease_ids,
             insists=insists,
         )
 
+    @property
+    def content_key(self) -> str:
+        """The key of what is to be made."""
+        return self.item.content_key if self.part is None else self.part.content_key
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of what is to be made."""
+        return self.item.num_tokens if self.part is None else self.part.num_tokens
+
+    @property
+    def num_patches(self) -> int:
+        """The tower's work for it."""
+        return self.item.num_patches if self.part is None else self.part.num_patches
+
     def claim(self, encoder: WorkerRef | None = None) -> EmbeddingClaim:
         """What tells others that this task is queued, or with which encoder it is."""
         return EmbeddingClaim(
-            content_key=self.item.content_key,
+            content_key=self.content_key,
             request_id=self.request_id,
             attempt=self.attempt,
             deadline_unix_s=self.deadline_unix_s,
             encoder=encoder,
+            num_patches=self.num_patches,
         )
 
     @property
@@ -79,7 +104,7 @@ class EncodeTask(Message):
     @property
     def key(self) -> str:
         """Equal for deliveries of the same work."""
-        return f"{self.request_id}:{self.attempt}:{self.item.content_key}"
+        return f"{self.request_id}:{self.attempt}:{self.content_key}"
 
 
 class PrefillTask(Message):

@@ -1,6 +1,6 @@
 """From a model name to loaded parts.
 
-In: a folder or a hub id, and which part is wanted. Out: a language model or a vision tower with its
+In: a folder or a hub id, and which part is wanted. Out: a language model or a tower with its
 weights, and nothing of the other part. Parts are built on the meta device, get uninitialised memory
 once, and are filled straight from safetensors.
 """
@@ -18,7 +18,7 @@ from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part
 from shared.model.decoder import LanguageModel
 from shared.model.gpu.backend import backend_for
 from shared.model.kernels.choice import KernelChoice, log_kernels
-from shared.model.towers.base import VisionTower
+from shared.model.towers.base import Tower
 from shared.model.towers.build import build_tower
 from shared.modelspec import ModelSpec
 
@@ -55,25 +55,26 @@ def load_language_model(
     return model
 
 
-def load_vision_tower(
+def load_tower(
     model_dir: Path,
     spec: ModelSpec | None = None,
     *,
     dtype: str | None = None,
     device: torch.device | str = "cpu",
     on_progress: ProgressCallback | None = None,
-) -> VisionTower:
-    """The vision tower alone; `UnsupportedModel` for a text-only model."""
+) -> Tower:
+    """The tower for pictures or sound alone; `UnsupportedModel` for a text-only model."""
     spec = spec or ModelSpec.load(model_dir)
-    if spec.vision is None or spec.family.tower is None:
-        raise UnsupportedModel(f"model_type={spec.model_type!r} has no vision tower")
+    tower_spec = spec.vision or spec.audio
+    if tower_spec is None or spec.family.tower is None:
+        raise UnsupportedModel(f"model_type={spec.model_type!r} has neither vision nor audio tower")
     tower = build_tower(
-        model_dir, spec.family.tower, spec.vision, TORCH_DTYPES[dtype or spec.dtype], device
+        model_dir, spec.family.tower, tower_spec, TORCH_DTYPES[dtype or spec.dtype], device
     )
     fill_from_checkpoint(
         model_dir,
         spec.family,
-        "vision",
+        "tower",
         tower.checkpoint_views(),
         on_progress=on_progress,
     )

@@ -15,7 +15,7 @@ from shared.errors import UnsupportedModel
 from shared.model import config_defaults, tower_families
 from shared.model.tower_families import TowerFamily
 
-Part = Literal["language", "vision"]
+Part = Literal["language", "tower"]
 
 # Which layers see a window of the context only; `layer_types` in a config decides before these
 # rules do, except for "none" and "all", where it may only agree.
@@ -78,7 +78,7 @@ class Family:
         if self.tower is not None:
             local_name = self.tower.local_name(tensor_name)
             if local_name is not None:
-                return "vision", local_name
+                return "tower", local_name
         for prefix, local_prefix in _LANGUAGE_PREFIXES:
             if tensor_name.startswith(prefix):
                 return "language", local_prefix + tensor_name.removeprefix(prefix)
@@ -182,6 +182,13 @@ FAMILIES: dict[str, Family] = {
         Family("internvl", tower=tower_families.INTERNVL),
         Family("idefics3", defaults=config_defaults.LLAMA, tower=tower_families.IDEFICS3),
         Family("smolvlm", defaults=config_defaults.LLAMA, tower=tower_families.SMOLVLM),
+        Family(
+            "qwen2_audio",
+            qkv_bias=True,
+            sliding="late",
+            defaults=config_defaults.QWEN2,
+            tower=tower_families.QWEN2_AUDIO,
+        ),
     )
 }
 
@@ -200,7 +207,7 @@ def family_of(model_type: object) -> Family:
 def language_family(config: Mapping[str, Any]) -> Family:
     """The family whose language facts a config follows.
 
-    A vision-language config may nest any family's language model (`text_config.model_type`), or its
+    A config with a tower may nest any family's language model (`text_config.model_type`), or its
     own under a name that ends in `_text`; flat configs are their own.
     """
     outer = family_of(config.get("model_type"))

@@ -1,4 +1,4 @@
-"""Where the vision tower of each family comes from and what its tensors are called.
+"""Where the tower of each family comes from and what its tensors are called.
 
 In: nothing. Out: one `TowerFamily` for each kind of tower, for the table of families. Names of
 classes and prefixes only: no torch, no transformers.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-TowerKind = Literal["patches", "llava", "anyres", "gemma3", "internvl", "idefics3"]
+TowerKind = Literal["patches", "llava", "anyres", "gemma3", "internvl", "idefics3", "audio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +18,16 @@ class TowerFamily:
 
     `module` and `class_name` are the class that the kind is built on: the whole tower of `patches`,
     the projector of all others. `names` maps the beginning of a tensor's name in a checkpoint to
-    its beginning inside the tower, the more specific first. The fields below it are for `patches`:
-    the config's field with the width of a row, what its vision config says where it is silent, and
-    whether videos are read.
+    its beginning inside the tower, the more specific first. `config_field` is the config's part
+    that describes the tower. The fields below it are for `patches`: the config's field with the
+    width of a row, what its vision config says where it is silent, and whether videos are read.
     """
 
     kind: TowerKind
     module: str
     class_name: str
     names: tuple[tuple[str, str], ...]
+    config_field: str = "vision_config"
     out_hidden_field: str | None = None
     default_patch_size: int = 14
     default_deepstack_layers: tuple[int, ...] = ()
@@ -123,4 +124,11 @@ IDEFICS3 = TowerFamily(
 )
 SMOLVLM = TowerFamily(
     "idefics3", _modeling("smolvlm"), "SmolVLMConnector", _VISION_MODEL_AND_CONNECTOR
+)
+QWEN2_AUDIO = TowerFamily(
+    "audio",
+    _modeling("qwen2_audio"),
+    "Qwen2AudioMultiModalProjector",
+    _both_layouts(("audio_tower.", "audio_tower."), ("multi_modal_projector.", "projector.")),
+    config_field="audio_config",
 )

@@ -22,7 +22,7 @@ from shared.clock import Clock, wall
 from shared.errors import BusError, ProtocolError
 from shared.messages.codec import decode, encode
 from shared.messages.descriptor import WorkerRef
-from shared.messages.refs import EmbeddingClaim, EmbeddingRef
+from shared.messages.refs import EmbeddingClaim, EmbeddingDivision, EmbeddingRef
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.signal import Signal
@@ -33,7 +33,7 @@ MAX_KEYS = 50_000
 RECHECK_S = 0.25
 """Deaths and cancellations come from elsewhere: whoever waits looks at them this often."""
 
-Entry = EmbeddingRef | EmbeddingClaim
+Entry = EmbeddingRef | EmbeddingClaim | EmbeddingDivision
 
 
 class EmbeddingIndex:
@@ -60,6 +60,8 @@ class EmbeddingIndex:
         self._max_keys = max_keys
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        # Content keys whose entry is, or was, a claim, in the order in which they were claimed.
+        self._claimed: dict[str, None] = {}
         self._changed = Signal()
 
     async def run(self) -> None:
@@ -68,6 +70,7 @@ class EmbeddingIndex:
             async for entry in entries:
                 if entry.value is None:
                     self._entries.pop(entry.key, None)
+                    self._claimed.pop(entry.key, None)
                     self._changed.notify()
                     continue
                 try:
@@ -94,6 +97,19 @@ class EmbeddingIndex:
             ):
                 return claim
         return None
+
+    def division_of(self, content_key: str) -> EmbeddingDivision | None:
+        """How the embedding is divided, if it is; whether its parts exist is for each to say."""
+        match self._entries.get(content_key):
+            case EmbeddingDivision() as division:
+                return division
+        return None
+
+    def claims(self) -> list[EmbeddingClaim]:
+        """All work that is queued or under way, as far as this process knows; the oldest first."""
+        found = {key: self.claim_of(key) for key in self._claimed}
+        self._claimed = {key: None for key, claim in found.items() if claim is not None}
+        return [claim for claim in found.values() if claim is not None]
 
     def cause_of_loss(self, content_key: str) -> str | None:
         """What the newest entry names, for one that is of no use; None if there is no entry."""
@@ -123,8 +139,13 @@ class EmbeddingIndex:
         """Know an entry in this process, at once."""
         self._entries[entry.content_key] = entry
         self._entries.move_to_end(entry.content_key)
+        if isinstance(entry, EmbeddingClaim):
+            self._claimed.setdefault(entry.content_key)
+        else:
+            self._claimed.pop(entry.content_key, None)
         while len(self._entries) > self._max_keys:
-            self._entries.popitem(last=False)
+            key, _ = self._entries.popitem(last=False)
+            self._claimed.pop(key, None)
         self._changed.notify()
 
     async def put(self, entry: Entry) -> None:
@@ -151,10 +172,11 @@ class EmbeddingIndex:
 
 
 def _decoded(data: bytes) -> Entry:
-    try:
+    with contextlib.suppress(ProtocolError):
         return decode(data, EmbeddingRef)
-    except ProtocolError:
+    with contextlib.suppress(ProtocolError):
         return decode(data, EmbeddingClaim)
+    return decode(data, EmbeddingDivision)
 
 
 async def open_index(

@@ -105,7 +105,7 @@ async def serve_worker(
             lambda changed: build(changed, folder, settings),
             transport,
             heartbeat,
-            has_tower=folder.spec.vision is not None,
+            has_tower=folder.spec.has_tower,
             finish_s=settings.switch_finish_s,
         )
         await scope.enter_async_context(

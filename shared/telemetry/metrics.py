@@ -103,6 +103,7 @@ class PrefillMetrics:
     embedding_transfer_s: Histogram
     embeddings: Counter
     embeddings_asked: Counter
+    embeddings_here: Counter
     pool_usage: Gauge
 
     @classmethod
@@ -133,6 +134,9 @@ class PrefillMetrics:
             ),
             embeddings_asked=make.counter(
                 "embeddings_asked_again", "Encode tasks that prefill queued because nobody had one"
+            ),
+            embeddings_here=make.counter(
+                "embeddings_encoded_here", "Media items that prefill had its own process encode"
             ),
             pool_usage=make.gauge(
                 "prefill_embedding_pool_usage_perc", "Share of the pool in use, 0 to 1"

@@ -1,9 +1,9 @@
-"""Messages to a prompt: token ids with exact placeholder runs, and where each picture sits.
+"""Messages to a prompt: token ids with exact placeholder runs, and where each medium sits.
 
-In: chat messages whose pictures have been measured. Out: `Prompt`. The template writes one token
-for each picture. In the text that becomes the picture's marks with one placeholder for each run, so
-that marks are tokenised together with their neighbours, as the reference processors do it; in the
-ids every placeholder becomes a run. Special tokens in a user's text are ordinary text (see
+In: chat messages whose media have been measured. Out: `Prompt`. The template writes one token for
+each medium. In the text that becomes the medium's marks with one placeholder for each run, so that
+marks are tokenised together with their neighbours, as the reference processors do it; in the ids
+every placeholder becomes a run. Special tokens in a user's text are ordinary text (see
 `guard`), so only the template places them.
 """
 
@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import FailureKind, RequestFailed, UnsupportedModel
+from shared.media.kind import MediaKind
 from shared.media.sizing.base import ImageLayout, Piece
 from shared.media.sizing.clip import ClipLayout
+from shared.media.sizing.division import UnitRun
+from shared.media.sizing.sound import SoundLayout
 from shared.messages.descriptor import MediaItem
 from shared.text.chat_template import ChatTemplate
 from shared.text.guard import SpecialTokenGuard
@@ -25,39 +28,52 @@ from shared.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture or video that has been opened and measured; see `MediaItem` for the fields.
+class Medium:
+    """A picture, video or sound that has been opened and measured; see `MediaItem` for the fields.
 
-    A video has `seconds_per_frame`, a picture has not. `pieces` are its marks and the lengths of
-    its runs, in order; empty means one run and no marks.
+    A video has `seconds_per_frame`, others have not. `pieces` are its marks and the lengths of its
+    runs, in order; empty means one run and no marks.
     """
 
+    kind: MediaKind
     sha256: str
     content_key: str
     grid_thw: tuple[int, int, int]
     num_tokens: int
     pieces: tuple[Piece, ...] = ()
     seconds_per_frame: float | None = None
+    units: tuple[UnitRun, ...] = ()
 
     @classmethod
-    def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Picture:
+    def of(cls, sha256: str, content_key: str, layout: ImageLayout) -> Medium:
         """A picture by what its model's sizing rule makes of it."""
-        return cls(sha256, content_key, layout.grid_thw, layout.num_tokens, layout.pieces)
+        return cls(
+            MediaKind.IMAGE,
+            sha256,
+            content_key,
+            layout.grid_thw,
+            layout.num_tokens,
+            layout.pieces,
+            units=layout.units,
+        )
 
     @classmethod
-    def of_clip(cls, sha256: str, content_key: str, layout: ClipLayout) -> Picture:
+    def of_clip(cls, sha256: str, content_key: str, layout: ClipLayout) -> Medium:
         """A video by what its model's sizing rule makes of it: one run."""
         return cls(
+            MediaKind.VIDEO,
             sha256,
             content_key,
             layout.grid_thw,
             layout.num_tokens,
             seconds_per_frame=layout.seconds_per_step,
+            units=layout.units,
         )
 
-    @property
-    def is_video(self) -> bool:
-        return self.seconds_per_frame is not None
+    @classmethod
+    def of_sound(cls, sha256: str, content_key: str, layout: SoundLayout) -> Medium:
+        """A sound by what its model's sizing rule makes of it: one run."""
+        return cls(MediaKind.AUDIO, sha256, content_key, layout.grid_thw, layout.num_tokens)
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -75,10 +91,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn. `content` is a plain string, or text and pictures in the order they were given."""
+    """One turn. `content` is a plain string, or text and media in the order they were given."""
 
     role: str
-    content: str | tuple[str | Picture, ...]
+    content: str | tuple[str | Medium, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +108,9 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts for one model. Without state between calls; safe to use from several threads.
 
-    `image_token_id` is the placeholder, None for a model that reads text only. `template_token_id`
-    is what the template writes for a picture, the placeholder itself unless given;
-    `video_token_id` is a video's, None for a model that reads none.
+    Each kind of medium has a placeholder, None for a kind that the model does not read.
+    `template_token_id` is what the template writes for a picture, the placeholder itself unless
+    given.
     """
 
     def __init__(
@@ -104,25 +120,39 @@ class PromptBuilder:
         image_token_id: int | None,
         template_token_id: int | None = None,
         video_token_id: int | None = None,
+        audio_token_id: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._image_token_id = image_token_id
-        self._wants_parts = image_token_id is not None and not self._template_takes_strings()
-        self._placeholder = self._token_text(image_token_id)
-        self._template_token = self._token_text(template_token_id) or self._placeholder
-        self._video_token_id = video_token_id
-        self._video_token = self._token_text(video_token_id)
+        ids = {
+            MediaKind.IMAGE: image_token_id,
+            MediaKind.VIDEO: video_token_id,
+            MediaKind.AUDIO: audio_token_id,
+        }
+        self._ids = {kind: token_id for kind, token_id in ids.items() if token_id is not None}
+        self._placeholders = {kind: self._token_text(each) for kind, each in self._ids.items()}
+        self._template_tokens = dict(self._placeholders)
+        if template_token_id is not None:
+            self._template_tokens[MediaKind.IMAGE] = self._token_text(template_token_id)
+        self._wants_parts = bool(self._ids) and not self._template_takes_strings()
 
     def build(self, messages: Sequence[ChatMessage]) -> Prompt:
         """Raises `RequestFailed` (bad request) if the template cannot express the messages."""
         guard = SpecialTokenGuard(self._tokenizer)
         rendered = self._template.render([self._plain(message, guard) for message in messages])
-        pictures = [
-            part for message in messages for part in message.content if isinstance(part, Picture)
+        media = [
+            part for message in messages for part in message.content if isinstance(part, Medium)
         ]
-        ids = guard.encode(self._with_marks(rendered, pictures))
-        return self._place(self._with_leading(ids), pictures)
+        self._check_kinds(media)
+        ids = guard.encode(self._with_marks(rendered, media))
+        return self._place(self._with_leading(ids), media)
+
+    def _check_kinds(self, media: Sequence[Medium]) -> None:
+        for each in media:
+            if each.kind not in self._ids:
+                raise RequestFailed(
+                    FailureKind.BAD_REQUEST, f"this model reads no media of kind {each.kind.value}"
+                )
 
     def _plain(self, message: ChatMessage, guard: SpecialTokenGuard) -> dict[str, Any]:
         """A message as templates expect it. Templates of text-only models know strings only."""
@@ -131,77 +161,72 @@ class PromptBuilder:
             parts = [{"type": "text", "text": text}]
             return {"role": message.role, "content": parts if self._wants_parts else text}
         texts = [part for part in message.content if isinstance(part, str)]
-        if self._image_token_id is None and len(texts) == len(message.content):
+        if not self._ids and len(texts) == len(message.content):
             return {"role": message.role, "content": guard.hide("\n".join(texts))}
         parts = [
             {"type": "text", "text": guard.hide(part)}
             if isinstance(part, str)
-            else {"type": "video" if part.is_video else "image"}
+            else {"type": part.kind.value}
             for part in message.content
         ]
         return {"role": message.role, "content": parts}
 
     def _template_takes_strings(self) -> bool:
-        """Some templates of vision models drop a plain string without a word."""
+        """Some templates of multimodal models drop a plain string without a word."""
         probe = secrets.token_hex(8)
         try:
             return probe in self._template.render([{"role": "user", "content": probe}])
         except RequestFailed:
             return False
 
-    def _token_text(self, token_id: int | None) -> str:
-        text = "" if token_id is None else self._tokenizer.token_text(token_id)
+    def _token_text(self, token_id: int) -> str:
+        text = self._tokenizer.token_text(token_id)
         if text is None:
             raise UnsupportedModel(
-                f"token {token_id} stands for pictures but is not in tokenizer.json, "
+                f"token {token_id} stands for media but is not in tokenizer.json, "
                 f"which has {self._tokenizer.vocab_size} tokens"
             )
         return text
 
-    def _with_marks(self, rendered: str, pictures: Sequence[Picture]) -> str:
-        """The template's token for the i-th picture becomes the picture's own text."""
-        tokens = [token for token in (self._template_token, self._video_token) if token]
-        pattern = "|".join(map(re.escape, tokens))
+    def _with_marks(self, rendered: str, media: Sequence[Medium]) -> str:
+        """The template's token for the i-th medium becomes the medium's own text."""
+        tokens = self._template_tokens
+        pattern = "|".join(map(re.escape, tokens.values()))
         split = re.split(f"({pattern})", rendered) if tokens else [rendered]
         between, marks = split[::2], split[1::2]
-        expected = [self._video_token if p.is_video else self._template_token for p in pictures]
-        if marks != expected:
+        if marks != [tokens[each.kind] for each in media]:
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"the model's chat template placed {len(marks)} pictures of the "
-                f"{len(pictures)} in these messages"
-                + (", or in another order" if len(marks) == len(pictures) else ""),
+                f"the model's chat template placed {len(marks)} media of the "
+                f"{len(media)} in these messages"
+                + (", or in another order" if len(marks) == len(media) else ""),
             )
-        shown = (each.text(self._placeholder_of(each)) for each in pictures)
+        shown = (each.text(self._placeholders[each.kind]) for each in media)
         return between[0] + "".join(a + b for a, b in zip(shown, between[1:], strict=True))
 
-    def _placeholder_of(self, picture: Picture) -> str:
-        return self._video_token if picture.is_video else self._placeholder
-
     def _with_leading(self, ids: list[int]) -> list[int]:
-        """Processors of vision models let the tokenizer begin the prompt if the template did not;
-        templates of text models are alone responsible."""
+        """Processors of models with a tower let the tokenizer begin the prompt if the template did
+        not; templates of text models are alone responsible."""
         leading = list(self._tokenizer.leading_ids)
-        if self._image_token_id is None or ids[: len(leading)] == leading:
+        if not self._ids or ids[: len(leading)] == leading:
             return ids
         return leading + ids
 
-    def _place(self, short_ids: list[int], pictures: Sequence[Picture]) -> Prompt:
+    def _place(self, short_ids: list[int], media: Sequence[Medium]) -> Prompt:
         """Every placeholder becomes the run that it stands for."""
-        waiting = [(index, run) for index, each in enumerate(pictures) for run in each.runs]
-        # A token in a prompt without pictures is text, whatever its id.
-        placeholders = {
-            self._video_token_id if each.is_video else self._image_token_id for each in pictures
-        }
+        waiting = [(index, run) for index, each in enumerate(media) for run in each.runs]
+        # A token in a prompt without media is text, whatever its id.
+        placeholders = {self._ids[each.kind] for each in media}
         num_placeholders = sum(token_id in placeholders for token_id in short_ids)
         if num_placeholders != len(waiting):
             raise RequestFailed(
                 FailureKind.BAD_REQUEST,
-                f"the prompt has {num_placeholders} placeholders where the pictures need "
-                f"{len(waiting)}: {self._placeholder!r} is no token of its own or stands in a text",
+                f"the prompt has {num_placeholders} placeholders where the media need "
+                f"{len(waiting)}: one of {sorted(self._placeholders.values())} is no token of its "
+                "own or stands in a text",
             )
         ids: list[int] = []
-        starts: list[list[int]] = [[] for _ in pictures]
+        starts: list[list[int]] = [[] for _ in media]
         runs = iter(waiting)
         for token_id in short_ids:
             if token_id not in placeholders:
@@ -210,19 +235,20 @@ class PromptBuilder:
             index, length = next(runs)
             starts[index].append(len(ids))
             ids += [token_id] * length
-        media = [_media_item(*each) for each in zip(pictures, starts, strict=True)]
-        return Prompt(token_ids=tuple(ids), media=tuple(media))
+        items = [_media_item(*each) for each in zip(media, starts, strict=True)]
+        return Prompt(token_ids=tuple(ids), media=tuple(items))
 
 
-def _media_item(picture: Picture, starts: Sequence[int]) -> MediaItem:
-    runs = tuple(zip(starts, picture.runs, strict=True))
+def _media_item(medium: Medium, starts: Sequence[int]) -> MediaItem:
+    runs = tuple(zip(starts, medium.runs, strict=True))
     return MediaItem(
-        kind="video" if picture.is_video else "image",
-        sha256=picture.sha256,
-        content_key=picture.content_key,
-        grid_thw=picture.grid_thw,
+        kind=medium.kind,
+        sha256=medium.sha256,
+        content_key=medium.content_key,
+        grid_thw=medium.grid_thw,
         offset=starts[0],
-        num_tokens=picture.num_tokens,
+        num_tokens=medium.num_tokens,
         runs=runs if len(runs) > 1 else (),
-        seconds_per_frame=picture.seconds_per_frame,
+        seconds_per_frame=medium.seconds_per_frame,
+        units=medium.units,
     )

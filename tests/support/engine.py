@@ -17,9 +17,9 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import MediaItem
 from shared.model.batch import ForwardBatch, SequenceInput
-from shared.model.loader import load_language_model, load_vision_tower
+from shared.model.loader import load_language_model, load_tower
 from shared.model.positions import MediaGrid, media_spans, prompt_positions
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 from shared.modelspec import ModelSpec
 from tests.support.models import Prompt
 
@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         self.spec = ModelSpec.load(folder)
         self.model = load_language_model(folder, self.spec, dtype=dtype)
-        self.tower = load_vision_tower(folder, self.spec, dtype=dtype) if self.spec.vision else None
+        self.tower = load_tower(folder, self.spec, dtype=dtype) if self.spec.has_tower else None
         self.geometry = KvGeometry.of(self.spec.text, block_size=block_size, dtype=dtype)
         self.kv = KvCache(self.geometry, num_blocks)
         self.pool = BlockPool(num_blocks, block_size)
@@ -87,15 +87,15 @@ class Engine:
         )
 
     def begin(
-        self, token_ids: Sequence[int], media: Sequence[MediaItem], pictures: Sequence[Pixels]
+        self, token_ids: Sequence[int], media: Sequence[MediaItem], inputs: Sequence[TowerInput]
     ) -> Running:
-        """The same for a prompt as the gateway builds it and pictures as the encoder gets them."""
+        """The same for a prompt as the gateway builds it and media as the encoder gets them."""
         grids = [MediaGrid(*item.grid_thw, item.seconds_per_frame) for item in media]
         positions, next_pos = prompt_positions(token_ids, grids, self.spec)
         rows = [np.arange(start, stop) for item in media for start, stop in item.spans]
         media_index = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
         assert self.tower is not None
-        embeddings = torch.cat(self.tower.encode(pictures)) if pictures else None
+        embeddings = torch.cat(self.tower.encode(inputs)) if inputs else None
         return self.start_embedded(
             np.array(token_ids), positions, next_pos, media_index, embeddings
         )

@@ -47,6 +47,7 @@ class Pipeline:
     folder: ModelFolder
     workers: dict[Role, Worker] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
+    everyone: list[Worker] = field(default_factory=list)
     events: dict[str, list[Event]] = field(default_factory=dict)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -136,7 +137,8 @@ class Pipeline:
     def left_over(self) -> dict[str, float]:
         """What is still held, by worker."""
         held: dict[str, float] = {}
-        for role, worker in self.workers.items():
+        for worker in self.everyone:
+            role = worker.stages[0]
             open_leases = worker.transport.counters().leases_open
             if open_leases:
                 held[f"{role.value} leases"] = open_leases
@@ -179,7 +181,10 @@ async def running_pipeline(
             if len(stages) > 1:
                 changes = {"model": model, "drain_s": 1.0, **(hosts or {})}
                 each = HostSettings(stages=",".join(stages), **changes)  # type: ignore[arg-type]
-            me = WorkerRef(name=name_of(stages), incarnation=next(_numbers))
+            # Two workers of one name would be two lives of one worker.
+            num_alike = sum(worker.stages == stages for worker in pipeline.everyone)
+            name = f"{name_of(stages)}-{num_alike}" if num_alike else name_of(stages)
+            me = WorkerRef(name=name, incarnation=next(_numbers))
             compatibility = folder.geometry(each.block_size).compatibility_hash("test")
             transport = await scope.enter_async_context(
                 LoopbackTransport(network, me, compatibility, lease_s=lease_s)
@@ -188,6 +193,7 @@ async def running_pipeline(
                 open_worker(me, stages, each, MemoryBus(hub), transport)
             )
             pipeline.workers |= dict.fromkeys(stages, worker)
+            pipeline.everyone.append(worker)
             pipeline.stages.append(await build_stages(worker, folder, each))
         async with asyncio.TaskGroup() as tasks:
             for stage in pipeline.stages:

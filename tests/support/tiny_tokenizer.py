@@ -6,6 +6,8 @@ tokenizer itself, so that where a mark is tokenised makes a difference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
@@ -31,13 +33,13 @@ TOKEN_IDS = {word: token_id for token_id, word in enumerate((*_WORDS, *_MARKS))}
 VOCAB_SIZE = len(TOKEN_IDS)
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """A fresh one."""
+def tiny_tokenizer(more_marks: Sequence[str] = ()) -> Tokenizer:
+    """A fresh one; ids of `more_marks` go on from `VOCAB_SIZE`."""
     vocab = {word: TOKEN_IDS[word] for word in _WORDS}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), ("ĊĊ", "Ċ")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", *_MARKS])
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", *_MARKS, *more_marks])
     tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", TOKEN_IDS["<s>"])]
     )

@@ -22,7 +22,7 @@ from shared.media.picture import PictureLimits, open_picture
 from shared.media.video import VideoLimits, container_of, probe_video
 from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
-from shared.text.prompt import ChatMessage, Picture, Prompt, PromptBuilder
+from shared.text.prompt import ChatMessage, Medium, Prompt, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
 from tests.support.folders import built_once
 from tests.support.models import build_tiny_model, quiet, spread_weights
@@ -114,13 +114,13 @@ def media_prompt(folder: Path, parts: Sequence[str | bytes]) -> Prompt:
     return builder.build([ChatMessage("user", content)])
 
 
-def _measured(data: bytes, spec: ModelSpec) -> Picture:
+def _measured(data: bytes, spec: ModelSpec) -> Medium:
     assert spec.vision is not None
     sha256 = hashlib.sha256(data).hexdigest()
     key = content_key(sha256, spec.fingerprint, spec.preprocessor_hash)
     if container_of(data):
         assert spec.vision.clips is not None
         layout = spec.vision.clips.measure(probe_video(data, VideoLimits()))
-        return Picture.of_clip(sha256, key, layout)
+        return Medium.of_clip(sha256, key, layout)
     picture = open_picture(data, PictureLimits())
-    return Picture.of(sha256, key, spec.vision.sizing.measure(picture.height, picture.width))
+    return Medium.of(sha256, key, spec.vision.sizing.measure(picture.height, picture.width))

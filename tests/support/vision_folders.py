@@ -23,7 +23,7 @@ from shared.media.content_key import content_key
 from shared.media.picture import PictureLimits, open_picture
 from shared.modelspec import ModelSpec
 from shared.text.chat_template import ChatTemplate
-from shared.text.prompt import ChatMessage, Picture, Prompt, PromptBuilder
+from shared.text.prompt import ChatMessage, Medium, Prompt, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
 from tests.support.folders import built_once
 from tests.support.models import quiet, spread_weights
@@ -155,12 +155,12 @@ def our_prompt(folder: Path, parts: Sequence[str | bytes]) -> Prompt:
     return builder.build([ChatMessage("user", content)])
 
 
-def _measured(data: bytes, spec: ModelSpec) -> Picture:
+def _measured(data: bytes, spec: ModelSpec) -> Medium:
     picture = open_picture(data, PictureLimits())
     assert spec.vision is not None
     layout = spec.vision.sizing.measure(picture.height, picture.width)
     key = content_key("0" * 64, spec.fingerprint, spec.preprocessor_hash)
-    return Picture.of("0" * 64, key, layout)
+    return Medium.of("0" * 64, key, layout)
 
 
 def hf_inputs(processor: Any, parts: Sequence[str | bytes]) -> Any:

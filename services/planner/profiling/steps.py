@@ -10,6 +10,7 @@ import io
 import random
 import statistics
 import time
+import wave
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from PIL import Image
 from services.decode.executor import DecodeExecutor
 from services.decode.sequence import Sequence as RunningSequence
 from services.encoder.build import load_executor as load_encoder
-from services.encoder.preprocess import PicturePreprocessor
+from services.encoder.preprocess import open_preprocessor
 from services.planner.perf_model import Samples
 from services.planner.profiling.grid import (
     PICTURE_SIDES,
@@ -35,7 +36,7 @@ from shared.errors import RequestFailed
 from shared.media.picture import PictureLimits
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.model.sampling_row import SamplingState
-from shared.model.towers.pixels import Pixels
+from shared.model.towers.base import TowerInput
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import load_language
@@ -92,7 +93,7 @@ def measure(
     encode: list[tuple[int, float]] = []
     preprocess: list[tuple[int, float]] = []
     bytes_per_patch = 0.0
-    if folder.spec.vision is not None:
+    if folder.spec.has_tower:
         preprocess, pixels = _preprocessed(folder, watch)
         encode, bytes_per_patch = _encoded(folder, pixels, effort.max_patches, watch)
     prefill, decode = _language(folder, room, watch)
@@ -101,18 +102,18 @@ def measure(
 
 def num_steps(spec: ModelSpec, room: Room) -> int:
     """About how many steps `measure` will take: what pictures become is known only then."""
-    pictures = 3 * len(PICTURE_SIDES) if spec.vision is not None else 0
+    pictures = 3 * len(PICTURE_SIDES) if spec.has_tower else 0
     return pictures + sum(1 for _ in prompt_steps(room)) + sum(1 for _ in decode_steps(room))
 
 
 def _preprocessed(
     folder: ModelFolder, watch: Stopwatch
-) -> tuple[list[tuple[int, float]], list[Pixels]]:
-    """Patches and seconds of pictures of several sizes, and one picture of each patch count."""
-    preprocess = PicturePreprocessor(folder.directory, PictureLimits())
+) -> tuple[list[tuple[int, float]], list[TowerInput]]:
+    """Patches and seconds of media of several sizes, and one medium of each patch count."""
+    preprocess = open_preprocessor(folder.directory, PictureLimits())
     samples, by_patches = [], {}
     for side in PICTURE_SIDES:
-        data = _picture(side)
+        data = _medium(folder.spec, side)
         try:
             pixels = preprocess(data)
         except RequestFailed:  # not a size for this model
@@ -123,7 +124,7 @@ def _preprocessed(
 
 
 def _encoded(
-    folder: ModelFolder, pictures: Sequence[Pixels], max_patches: int, watch: Stopwatch
+    folder: ModelFolder, pictures: Sequence[TowerInput], max_patches: int, watch: Stopwatch
 ) -> tuple[list[tuple[int, float]], float]:
     executor = load_encoder(folder)
     samples = []
@@ -191,9 +192,9 @@ def _request(spec: ModelSpec, num_tokens: int, draw: random.Random) -> RequestDe
 def _words(spec: ModelSpec) -> Sequence[int]:
     """Token ids that stand for text: placeholders of media without media would be refused."""
     vision = spec.vision
-    marks: set[int | None] = set()
+    marks: set[int | None] = {spec.audio.audio_token_id} if spec.audio else set()
     if vision is not None:
-        marks = {
+        marks |= {
             vision.image_token_id,
             vision.video_token_id,
             vision.vision_start_token_id,
@@ -216,6 +217,23 @@ def _sequence(pool: BlockPool, room: Room, context_tokens: int) -> RunningSequen
         last_token_id=0,
         next_index=1,
     )
+
+
+def _medium(spec: ModelSpec, side: int) -> bytes:
+    """A picture, or the same share of the longest sound as this is of the largest picture."""
+    if spec.audio is None:
+        return _picture(side)
+    sizing = spec.audio.sizing
+    return _sound(sizing.max_samples * side // max(PICTURE_SIDES), sizing.rate_hz)
+
+
+def _sound(num_samples: int, rate_hz: int) -> bytes:
+    """A WAV of noise."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, rate_hz, num_samples, "NONE", ""))
+        file.writeframes(random.Random(num_samples).randbytes(2 * num_samples))
+    return buffer.getvalue()
 
 
 def _picture(side: int) -> bytes:

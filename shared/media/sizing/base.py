@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shared.errors import FailureKind, RequestFailed
+from shared.media.sizing.division import UnitRun
 
 MAX_ASPECT_RATIO = 200
 
@@ -24,11 +25,13 @@ class ImageLayout:
     `grid_thw` counts patches before merging where the tower takes a picture at its own size, and
     tiles where it cuts the picture (0 by 0: only the whole picture). `pieces` are marks (text) and
     placeholder runs (their lengths). `num_tiles` pictures of the tower's own size are encoded.
+    `units` are what the tower sees apart; empty where nobody has to know.
     """
 
     grid_thw: tuple[int, int, int]
     pieces: tuple[Piece, ...]
     num_tiles: int = 1
+    units: tuple[UnitRun, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -23,6 +23,7 @@ class CanvasSizing:
     max_tiles: int
     before: str
     after: str
+    patches_per_tile: int = 1
 
     def measure(self, height: int, width: int) -> ImageLayout:
         """All tiles in one run between the marks."""
@@ -35,6 +36,7 @@ class CanvasSizing:
             grid_thw=(1, rows, columns),
             pieces=(self.before, num_tiles * self.tokens_per_tile, self.after),
             num_tiles=num_tiles,
+            units=((num_tiles, self.tokens_per_tile, self.patches_per_tile),),
         )
 
     def _canvas(self, height: int, width: int) -> tuple[int, int]:

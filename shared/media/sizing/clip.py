@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shared.media.sizing.division import UnitRun
 from shared.media.sizing.grid import GridSizing
 from shared.media.video import VideoFacts
 
@@ -34,6 +35,12 @@ class ClipLayout:
     num_frames: int
     num_tokens: int
     seconds_per_step: float
+
+    @property
+    def units(self) -> tuple[UnitRun, ...]:
+        """Steps of the grid: the tower attends within each."""
+        steps, rows, columns = self.grid_thw
+        return ((steps, self.num_tokens // steps, rows * columns),)
 
 
 @dataclass(frozen=True, slots=True)

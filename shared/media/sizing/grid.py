@@ -30,9 +30,12 @@ class GridSizing:
         refuse_extreme(height, width)
         resized_height, resized_width = self._resized(height, width)
         grid_h, grid_w = resized_height // self.patch_size, resized_width // self.patch_size
+        num_tokens = (grid_h // self.merge_size) * (grid_w // self.merge_size)
         return ImageLayout(
             grid_thw=(1, grid_h, grid_w),
-            pieces=((grid_h // self.merge_size) * (grid_w // self.merge_size),),
+            pieces=(num_tokens,),
+            # One: every patch of a picture attends to all others.
+            units=((1, num_tokens, grid_h * grid_w),),
         )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from shared.media.sizing.base import ImageLayout, Piece, refuse_extreme
+from shared.media.sizing.division import UnitRun
 
 # Whatever the settings say, no picture is scaled beyond this.
 MAX_SIDE = 4096
@@ -28,6 +29,7 @@ class SplitSizing:
     splits: bool
     around: str = "<fake_token_around_image>"
     whole: str = "<global-img>"
+    patches_per_tile: int = 1
 
     def measure(self, height: int, width: int) -> ImageLayout:
         """A run for each tile, with its coordinates in front, then one for the whole picture."""
@@ -35,12 +37,16 @@ class SplitSizing:
         rows, columns = self._tiles(height, width) if self.splits else (1, 1)
         if rows * columns == 1:
             pieces = (f"{self.around}{self.whole}", self.tokens_per_tile, self.around)
-            return ImageLayout(grid_thw=(1, 0, 0), pieces=pieces)
+            return ImageLayout(grid_thw=(1, 0, 0), pieces=pieces, units=self._units(1))
         return ImageLayout(
             grid_thw=(1, rows, columns),
             pieces=tuple(self._pieces(rows, columns)),
             num_tiles=rows * columns + 1,
+            units=self._units(rows * columns + 1),
         )
+
+    def _units(self, num_tiles: int) -> tuple[UnitRun, ...]:
+        return ((num_tiles, self.tokens_per_tile, self.patches_per_tile),)
 
     def _pieces(self, rows: int, columns: int) -> list[Piece]:
         pieces: list[Piece] = []

@@ -26,7 +26,17 @@ class AnyresTower(TileTower):
         return LlavaModule(config, family, has_newline=True)
 
     def rows(self, picture: Pixels, features: torch.Tensor) -> torch.Tensor:
-        """`[side * side + rows * (columns + 1), hidden]`."""
+        """`[side * side + rows * (columns + 1), hidden]`, or the rows of a part of these."""
+        if picture.part is None:
+            return self._all_rows(picture, features)
+        # Put together like the whole, so that each row comes out of the same arithmetic: where
+        # tiles are missing there are zeros, and rows that nobody asked for.
+        _, tile_rows, tile_columns = picture.grid_thw
+        canvas = features.new_zeros(1 + tile_rows * tile_columns, *features.shape[1:])
+        canvas[picture.first_tile : picture.first_tile + len(features)] = features
+        return self._all_rows(picture, canvas)[picture.part.first_row : picture.part.last_row]
+
+    def _all_rows(self, picture: Pixels, features: torch.Tensor) -> torch.Tensor:
         whole, tiles = features[0], features[1:]
         grid = self._kept(picture, tiles)
         assert isinstance(self.module, LlavaModule)

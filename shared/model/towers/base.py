@@ -1,10 +1,10 @@
-"""What every vision tower does. Nothing here knows the language model."""
+"""What every tower does. Nothing here knows the language model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,10 +14,24 @@ from shared.model.towers.pixels import Pixels
 from shared.model.vision.spec import VisionSpec
 
 
-class VisionTower(ABC):
-    """One vision tower, its projector and their weights."""
+class TowerInput(Protocol):
+    """One preprocessed medium."""
 
-    def __init__(self, module: nn.Module, spec: VisionSpec) -> None:
+    @property
+    def grid_thw(self) -> tuple[int, int, int]:
+        """As the gateway has computed it."""
+        ...
+
+    @property
+    def num_patches(self) -> int:
+        """What the tower's work is measured in."""
+        ...
+
+
+class Tower(ABC):
+    """One tower, its projector and their weights."""
+
+    def __init__(self, module: nn.Module, spec: Any) -> None:
         self.module = module
         self.spec = spec
 
@@ -30,10 +44,10 @@ class VisionTower(ABC):
         """
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
-        """Embed several pictures packed in one call.
+    def encode(self, media: Sequence[Any]) -> list[torch.Tensor]:
+        """Embed several media in one call.
 
-        Returns one `[num_tokens_i, embedding_width]` per picture, in the tower's dtype: the rows
+        Returns one `[num_tokens_i, embedding_width]` per medium, in the tower's dtype: the rows
         that replace its placeholders. They may be views of one tensor.
         """
 
@@ -46,8 +60,18 @@ class VisionTower(ABC):
         return next(self.module.parameters()).device
 
     def checkpoint_views(self) -> dict[str, torch.Tensor]:
-        """Every checkpoint name of the vision part and the tensor it fills."""
+        """Every checkpoint name of the tower's part and the tensor it fills."""
         return {name: parameter.data for name, parameter in self.module.named_parameters()}
+
+
+class VisionTower(Tower):
+    """A tower for pictures."""
+
+    spec: VisionSpec
+
+    @abstractmethod
+    def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+        """Pictures packed in one call."""
 
     def pack(self, pictures: Sequence[Pixels]) -> torch.Tensor:
         """All pictures' values in one tensor, where and as the tower computes."""

@@ -142,6 +142,7 @@ def _internvl(files: VisionFiles) -> tuple[int, ImageSizing]:
         max_tiles=high,
         before=files.text_of(("start_image_token",), "<img>"),
         after=files.text_of(("end_image_token",), "</img>"),
+        patches_per_tile=(side // patch) ** 2,
     )
 
 
@@ -163,6 +164,7 @@ def _idefics3(files: VisionFiles) -> tuple[int, ImageSizing]:
         splits=settings.get("do_image_splitting") is not False,
         around=files.text_of(("fake_image_token",), "<fake_token_around_image>"),
         whole=files.text_of(("global_image_token",), "<global-img>"),
+        patches_per_tile=(tile // patch) ** 2,
     )
 
 

@@ -190,12 +190,12 @@ def start(model):
     """`async with start(behaviour, settings) as system`."""
 
     @asynccontextmanager
-    async def starting(behaviour=None, settings=FAST, limits=None, **options):
+    async def starting(behaviour=None, settings=FAST, limits=None, served=model, **options):
         hub = MemoryHub(limits)
         async with MemoryBus(hub) as bus:
-            workers = FakeWorkers(bus, model, behaviour or says("three cats"))
+            workers = FakeWorkers(bus, served, behaviour or says("three cats"))
             running = asyncio.create_task(workers.run())
-            async with open_gateway(settings, model, bus, workers, ME, **options) as parts:
+            async with open_gateway(settings, served, bus, workers, ME, **options) as parts:
                 system = System(parts, workers, hub)
                 await asyncio.sleep(0)
                 yield system

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from shared.errors import ModelLoadError, SettingsError, UnsupportedModel
-from shared.model.loader import load_language_model, load_vision_tower
+from shared.model.loader import load_language_model, load_tower
 from shared.modelspec import ModelSpec
 from shared.runtime.model_dir import find_model_dir
 from tests.support.models import FAMILIES, VISION_FAMILIES, build_tiny_model
@@ -68,7 +68,7 @@ def test_the_language_part_holds_exactly_the_language_tensors(
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_the_tower_holds_exactly_the_vision_tensors(family: str, model_dir_of: ModelDirs) -> None:
     folder = model_dir_of(family)
-    tower = load_vision_tower(folder)
+    tower = load_tower(folder)
     stored = {name: t for name, t in tensors_of(folder).items() if is_vision(name)}
     parameters = dict(tower.module.named_parameters())
     assert sum(p.nbytes for p in parameters.values()) == sum(t.nbytes for t in stored.values())
@@ -96,12 +96,12 @@ def test_every_naming_of_a_checkpoint_loads(
         place = spec.family.classify(name)
         assert place is not None
         head = "language_model." if language.startswith("language_model") else ""
-        prefix = vision if place[0] == "vision" else language
+        prefix = vision if place[0] == "tower" else language
         renamed[(head if place[1] == "lm_head.weight" else prefix) + place[1]] = tensor
     folder = rewrite(source, tmp_path / "renamed", renamed)
     for mine, theirs in (
         (load_language_model(folder), load_language_model(source)),
-        (load_vision_tower(folder).module, load_vision_tower(source).module),
+        (load_tower(folder).module, load_tower(source).module),
     ):
         expected = dict(theirs.named_parameters())
         assert all(torch.equal(p, expected[name]) for name, p in mine.named_parameters())
@@ -114,7 +114,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     stored = tensors_of(folder)
     name = next(name for name in stored if name.endswith("layers.2.mlp.up_proj.weight"))
     assert torch.equal(model.checkpoint_views()["layers.2.mlp.up_proj.weight"], stored[name])
-    load_vision_tower(folder)
+    load_tower(folder)
 
 
 def test_another_dtype_is_cast_while_loading(model_dir_of: ModelDirs) -> None:
@@ -171,8 +171,8 @@ def test_an_index_that_names_a_missing_shard(model_dir_of: ModelDirs, tmp_path: 
 
 
 def test_text_models_have_no_tower(model_dir_of: ModelDirs) -> None:
-    with pytest.raises(UnsupportedModel, match="'qwen3' has no vision tower"):
-        load_vision_tower(model_dir_of("qwen3"))
+    with pytest.raises(UnsupportedModel, match="'qwen3' has neither vision nor audio tower"):
+        load_tower(model_dir_of("qwen3"))
 
 
 def test_resolving_a_model(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.model.loader import load_vision_tower
+from shared.model.loader import load_tower
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.models import VISION_FAMILIES, Prompt, load_reference, make_prompt
@@ -20,7 +20,7 @@ GRIDS = ((4, 14), (2, 2), (10, 6))
 def test_packed_pictures_equal_single_ones(
     family: str, model_dir_of: Callable[[str], Path]
 ) -> None:
-    tower = load_vision_tower(model_dir_of(family), dtype="float64")
+    tower = load_tower(model_dir_of(family), dtype="float64")
     prompt = make_prompt_for(family, model_dir_of)
     packed = tower.encode(prompt.pixels)
     assert [embedding.shape for embedding in packed] == [(14, 32), (1, 32), (15, 32)]
@@ -31,7 +31,7 @@ def test_packed_pictures_equal_single_ones(
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_embeddings_equal_transformers(family: str, model_dir_of: Callable[[str], Path]) -> None:
-    tower = load_vision_tower(model_dir_of(family))
+    tower = load_tower(model_dir_of(family))
     prompt = make_prompt_for(family, model_dir_of)
     assert prompt.pixel_values is not None
     reference = load_reference(family, model_dir_of(family), torch.float32)
@@ -43,7 +43,7 @@ def test_embeddings_equal_transformers(family: str, model_dir_of: Callable[[str]
 
 
 def test_wrong_patch_counts_are_refused(model_dir_of: Callable[[str], Path]) -> None:
-    tower = load_vision_tower(model_dir_of("qwen2_vl"))
+    tower = load_tower(model_dir_of("qwen2_vl"))
     with pytest.raises(ValueError, match=r"pixel_values \[3, 96\] for grids of 4 patches"):
         tower.encode([Pixels(torch.zeros(3, 96), (1, 2, 2))])
 

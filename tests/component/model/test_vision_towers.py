@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from services.encoder.preprocess import PicturePreprocessor
 from shared.errors import ModelLoadError
 from shared.media.picture import PictureLimits
-from shared.model.loader import load_language_model, load_vision_tower
+from shared.model.loader import load_language_model, load_tower
 from shared.modelspec import ModelSpec
 from tests.support.models import quiet
 from tests.support.vision_families import VISION_FAMILY_NAMES
@@ -69,7 +69,7 @@ def test_rows_equal_transformers_and_fill_the_placeholders(
     folder = vision_dir_of(name)
     preprocess = PicturePreprocessor(folder, PictureLimits())
     pictures = [preprocess(part) for part in CHAT if isinstance(part, bytes)]
-    rows = load_vision_tower(folder).encode(pictures)
+    rows = load_tower(folder).encode(pictures)
     spec = ModelSpec.load(folder)
     assert [tuple(each.shape) for each in rows] == [
         (item.num_tokens, spec.embedding_width) for item in our_prompt(folder, CHAT).media
@@ -81,7 +81,7 @@ def test_rows_equal_transformers_and_fill_the_placeholders(
 @pytest.mark.parametrize("name", VISION_FAMILY_NAMES)
 def test_packed_pictures_equal_single_ones(name: str, vision_dir_of: FolderOf) -> None:
     folder = vision_dir_of(name)
-    tower = load_vision_tower(folder, dtype="float64")
+    tower = load_tower(folder, dtype="float64")
     preprocess = PicturePreprocessor(folder, PictureLimits())
     pictures = [preprocess(part) for part in CHAT if isinstance(part, bytes)]
     for picture, packed in zip(pictures, tower.encode(pictures), strict=True):
@@ -94,7 +94,7 @@ def test_each_part_holds_exactly_its_tensors(name: str, vision_dir_of: FolderOf)
     folder = vision_dir_of(name)
     stored = tensors_of(folder)
     vision = {key: tensor for key, tensor in stored.items() if not LANGUAGE.search(key)}
-    tower = load_vision_tower(folder)
+    tower = load_tower(folder)
     parameters = dict(tower.module.named_parameters())
     assert len(parameters) == len(vision)
     assert sum(p.nbytes for p in parameters.values()) == sum(t.nbytes for t in vision.values())
@@ -118,7 +118,7 @@ def test_a_part_opens_only_its_shards(name: str, tmp_path: Path) -> None:
     assert shards[False] - shards[True]
     for file in shards[True] - shards[False]:
         (folder / file).rename(tmp_path / file)
-    load_vision_tower(folder)
+    load_tower(folder)
     with pytest.raises(ModelLoadError):
         load_language_model(folder)
     for file in shards[True] - shards[False]:
@@ -163,7 +163,7 @@ def test_every_naming_of_a_checkpoint_loads(
     save_file(renamed, tmp_path / "model.safetensors")
     for file in ("config.json", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((source / file).read_bytes())
-    expected = dict(load_vision_tower(source).module.named_parameters())
-    for key, parameter in load_vision_tower(tmp_path).module.named_parameters():
+    expected = dict(load_tower(source).module.named_parameters())
+    for key, parameter in load_tower(tmp_path).module.named_parameters():
         assert torch.equal(parameter, expected[key])
     load_language_model(tmp_path)

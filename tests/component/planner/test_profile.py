@@ -65,3 +65,13 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
         profile(["--out", str(tmp_path / "none" / "p.json")])
     assert caught.value.code == 2
     assert "p.json: cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_an_audio_tower_is_measured_with_sounds(
+    tmp_path: Path, audio_dir_of: Callable[[str], Path]
+) -> None:
+    model = profiled(audio_dir_of("qwen2_audio"), tmp_path / "p.json")
+    assert model.preprocess.num_samples >= 8
+    assert model.encode.num_samples >= 8
+    # Two positions are a token of 32 float32.
+    assert model.embedding_bytes_per_patch == pytest.approx(32 * 4 / 2, rel=0.1)

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.media.content_key import content_key
+from shared.media.content_key import content_key, part_key
 
 
 def test_every_part_changes_the_key():
@@ -13,3 +13,10 @@ def test_every_part_changes_the_key():
 def test_parts_cannot_run_into_each_other():
     with pytest.raises(ValueError, match="line breaks"):
         content_key("a\nm", "p", "")
+
+
+def test_a_part_has_a_key_of_its_own() -> None:
+    whole = content_key("a", "m", "p")
+    keys = {part_key(whole, index, count) for index, count in [(0, 2), (1, 2), (0, 3), (1, 3)]}
+    assert len(keys | {whole}) == 5
+    assert part_key(whole, 1, 12) != part_key(whole, 11, 2)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.messages.codec import decode, encode
-from shared.messages.descriptor import MediaItem
+from shared.messages.descriptor import MediaItem, MediaPart
 
 
 def item(**changes: object) -> MediaItem:
@@ -46,3 +46,20 @@ def test_several_runs() -> None:
 def test_runs_that_do_not_add_up(runs: tuple[tuple[int, int], ...], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         item(runs=runs)
+
+
+def test_units_hold_exactly_its_rows() -> None:
+    divisible = item(units=((2, 2, 9), (1, 2, 7)))
+    assert divisible.num_patches == 25
+    assert item().num_patches == 6
+    assert decode(encode(divisible), MediaItem) == divisible
+    with pytest.raises(ValidationError, match="give 4 rows, not 6"):
+        item(units=((2, 2, 9),))
+
+
+def test_a_part_is_one_of_its_parts() -> None:
+    fields = {"content_key": "2" * 64, "first_row": 2, "num_tokens": 3, "num_patches": 1}
+    part = MediaPart.model_validate({**fields, "index": 1, "count": 2})
+    assert part.rows == slice(2, 5)
+    with pytest.raises(ValidationError, match="index=2 of count=2"):
+        MediaPart.model_validate({**fields, "index": 2, "count": 2})

@@ -114,8 +114,8 @@ def test_well_known_folders(tmp_path: Path) -> None:
         "llava_next": AnyresSizing(336, 24, pinpoints),
         "llava_onevision": AnyresSizing(384, 27, ((384, 384), (384, 768)), max_tiles=9),
         "gemma3": FixedSizing(256, "\n\n<start_of_image>", "<end_of_image>\n\n"),
-        "internvl": CanvasSizing(448, 256, 1, 12, "<img>", "</img>"),
-        "smolvlm": SplitSizing(512, 64, 2048, splits=True),
+        "internvl": CanvasSizing(448, 256, 1, 12, "<img>", "</img>", 1024),
+        "smolvlm": SplitSizing(512, 64, 2048, splits=True, patches_per_tile=1024),
         "qwen3_vl": GridSizing(16, 2, 65536, 16777216),
     }
     specs = {name: load(tmp_path, name) for name in expected}
@@ -141,7 +141,7 @@ def test_an_image_processor_inside_the_processor(tmp_path: Path) -> None:
     tower = family_of("smolvlm").tower
     assert tower is not None
     spec = VisionSpec.load(tmp_path, FOLDERS["smolvlm"][0], tower, 2048)
-    assert spec.sizing == SplitSizing(384, 36, 1536, splits=True)
+    assert spec.sizing == SplitSizing(384, 36, 1536, splits=True, patches_per_tile=576)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from shared.bus.memory_bus import MemoryBus
 from shared.bus.memory_hub import MemoryHub
 from shared.messages.descriptor import WorkerRef
-from shared.messages.refs import EmbeddingClaim, EmbeddingRef, TensorRef
+from shared.messages.refs import EmbeddingClaim, EmbeddingDivision, EmbeddingRef, TensorRef
 from shared.runtime.embedding_index import EmbeddingIndex
 
 A, B = (WorkerRef(name=name, incarnation=1) for name in ("a", "b"))
@@ -119,3 +119,39 @@ def test_only_the_attempt_that_asked_has_something_to_release(attempt: int, is_h
     assert (held is not None) == is_held
     assert held is None or held.lease_id == "emb.r.0.abc"
     assert ref().held_for("r", 0) is None
+
+
+async def test_a_division_is_known_to_all_and_says_nothing_of_parts() -> None:
+    world, hub = World(), MemoryHub()
+    async with MemoryBus(hub) as bus:
+        index, other = await world.index(bus), await world.index(bus)
+        following = asyncio.create_task(other.run())
+        await index.put(EmbeddingDivision(content_key=KEY, num_parts=3))
+        await asyncio.sleep(0.02)
+        for each in (index, other):
+            division = each.division_of(KEY)
+            assert division is not None
+            assert division.num_parts == 3
+            assert each.find(KEY) is None
+            assert each.claim_of(KEY) is None
+            assert each.claims() == []
+        index.note(ref())
+        assert index.division_of(KEY) is None
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_claims_are_listed_in_their_order_while_they_count() -> None:
+    world = World()
+    async with MemoryBus(MemoryHub()) as bus:
+        index = await world.index(bus)
+        first, second = (claim(None).model_copy(update={"content_key": key}) for key in "ab")
+        index.note(first)
+        index.note(second)
+        taken = first.model_copy(update={"encoder": A})
+        index.note(taken)
+        assert index.claims() == [taken, second]
+        world.gone.add(A)
+        assert index.claims() == [second]
+        index.note(ref().model_copy(update={"content_key": "b"}))
+        assert index.claims() == []

@@ -8,9 +8,10 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 
 from shared.errors import RequestFailed, UnsupportedModel
+from shared.media.kind import MediaKind
 from shared.runtime.settings import DEMO_MODEL
 from shared.text.chat_template import ChatTemplate
-from shared.text.prompt import ChatMessage, Picture, PromptBuilder
+from shared.text.prompt import ChatMessage, Medium, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
 
 IMAGE_PAD = 631
@@ -19,8 +20,8 @@ BUILDER = PromptBuilder(TOKENIZER, ChatTemplate.load(DEMO_MODEL), IMAGE_PAD)
 NUM_SPECIALS = len(TOKENIZER.special_tokens)
 
 
-def picture(name: str, num_tokens: int) -> Picture:
-    return Picture(name * 64, name * 64, (1, 2, 2 * num_tokens), num_tokens)
+def picture(name: str, num_tokens: int) -> Medium:
+    return Medium(MediaKind.IMAGE, name * 64, name * 64, (1, 2, 2 * num_tokens), num_tokens)
 
 
 def user(*content) -> ChatMessage:
@@ -102,7 +103,7 @@ def test_no_text_changes_the_special_tokens(parts):
 
 def test_a_template_without_room_for_pictures_is_a_bad_request():
     text_only = ChatTemplate("{% for m in messages %}{{ m.role }}{% endfor %}")
-    with pytest.raises(RequestFailed, match="placed 0 pictures of the 1"):
+    with pytest.raises(RequestFailed, match="placed 0 media of the 1"):
         PromptBuilder(TOKENIZER, text_only, IMAGE_PAD).build([user(picture("a", 1))])
 
 
@@ -112,10 +113,9 @@ def test_a_text_model_gets_strings():
     assert TOKENIZER.decode(prompt.token_ids) == "one\ntwo"
 
 
-def with_marks(name: str, *pieces: str | int) -> Picture:
-    return Picture(
-        name * 64, name * 64, (1, 1, 2), sum(p for p in pieces if isinstance(p, int)), pieces
-    )
+def with_marks(name: str, *pieces: str | int) -> Medium:
+    num_tokens = sum(piece for piece in pieces if isinstance(piece, int))
+    return Medium(MediaKind.IMAGE, name * 64, name * 64, (1, 1, 2), num_tokens, pieces)
 
 
 def test_marks_stand_between_the_runs_of_a_picture():
@@ -175,12 +175,12 @@ def test_a_template_that_drops_strings_gets_parts():
 
 
 def test_marks_that_hold_a_placeholder_are_refused():
-    with pytest.raises(RequestFailed, match="2 placeholders where the pictures need 1"):
+    with pytest.raises(RequestFailed, match="2 placeholders where the media need 1"):
         BUILDER.build([user(with_marks("a", "<|image_pad|>", 2))])
 
 
 def test_a_placeholder_outside_the_vocabulary_is_an_unsupported_model():
-    with pytest.raises(UnsupportedModel, match="token 999999 stands for pictures but is not in"):
+    with pytest.raises(UnsupportedModel, match="token 999999 stands for media but is not in"):
         PromptBuilder(TOKENIZER, ChatTemplate.load(DEMO_MODEL), 999_999)
 
 
