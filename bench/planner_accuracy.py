@@ -1,13 +1,16 @@
 """The simulator against the running system: the share of good requests at three rates.
 
-Starts every service on the demo model. First single requests and a burst of several at once on the
-idle system: what the profile does not hold (HTTP, tokenising, the client) is set so that these come
-out right; the limits are multiples of what single requests took. Then, at each rate, the same
-requests at the same times are sent over HTTP and simulated, on as many cores as there are. Every
-prompt and picture is new, so that no cache answers. The compute is real: measured by `triptych
-profile`, and done by the workers. Other load on the machine falsifies results: each part waits for
-a quiet machine, and the share that others took meanwhile is printed. Prints the largest difference
-in points last.
+Starts every service on the demo model. A profile says what steps take; trials (single requests, and
+a few at once) say what HTTP, the bus and the client add, and give the limits: multiples of what
+single requests take. The rates are those at which the simulator expects the shares in `TARGETS`. At
+each of them the same requests at the same times are sent over HTTP and simulated, on as many cores
+as there are. Every prompt and picture is new, so that no cache answers. The compute is real.
+
+A machine's speed drifts, so trials are made before and after each rate, and a rate is simulated
+with what those two say; no request of a comparison is part of any trial. Other load falsifies
+results: each part waits for a quiet machine, and the share that others took meanwhile is printed.
+For each rate a table tells where the time went, measured and simulated. Prints the largest
+difference in points last.
 """
 
 from __future__ import annotations
@@ -16,95 +19,114 @@ import argparse
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import httpx
 from rich.console import Console
-from rich.progress import track
 
-from bench.client import stream
-from bench.planner_requests import KINDS, MODEL, Request, RequestMaker
+from bench.planner_calibration import (
+    Trial,
+    calibrated,
+    measure_trials,
+    measured_values,
+    served_of,
+    simulated,
+    simulated_values,
+)
+from bench.planner_cores import measure_full_speed
+from bench.planner_load import SPANS_WAIT_S, OwnCpu, Served, send, with_spans
+from bench.planner_requests import KINDS, MODEL, RequestMaker
+from bench.planner_stages import stage_table
 from bench.processes import ForeignLoad
 from bench.server import running_server
 from services.launcher.stack import num_cores
 from services.planner.cluster import Cluster, Limits, Links
-from services.planner.goodput import goodput, rate_of
+from services.planner.goodput import at_rate, rate_of
 from services.planner.perf_model import PerformanceModel
 from services.planner.profiling.command import profile
 from services.planner.profiling.settings import ProfileSettings
 from services.planner.simulator import simulate
 from services.planner.slo import Slo
+from services.planner.workload import Arrival
 from shared.demo import model_dir
 from shared.runtime.settings import ComputeSettings
 
-SHARES = (0.5, 0.85, 1.1)
-"""Of the simulated goodput: few wait, many wait, too many come."""
-MAX_CLIENTS = 128
-BURST = 8
-NUM_BURSTS = 5
-NUM_ROUNDS = 12
-"""Of setting the fixed times."""
+TARGETS = (0.97, 0.85, 0.5)
+"""Shares of good requests that the simulator expects: few wait, the knee, too many come."""
+TTFT_FACTOR, TPOT_FACTOR = 3.0, 2.5
+"""Limits over what single requests take."""
 KV_BYTES = 512 << 20
+NUM_HALVINGS = 12
+IDLE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Seconds to the first token and for each after it; infinite where the request failed."""
+class Bench:
+    """The running system, and what is known of it."""
 
-    ttft_s: float
-    tpot_s: float
+    url: str
+    maker: RequestMaker
+    cluster: Cluster
+    model: PerformanceModel
+    num_requests: int
+    num_singles: int
+    idle_share: float
 
-    def is_good(self, slo: Slo) -> bool:
-        """Whether both limits are kept."""
-        return self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
+    def trials(self) -> list[Trial]:
+        """Of the system now."""
+        return list(measure_trials(self.url, self.maker, self.num_singles, self.idle_share))
 
-
-FAILED = Outcome(float("inf"), float("inf"))
+    def fitted(self, trials: Sequence[Trial]) -> Bench:
+        """As the trials say."""
+        cluster, model = calibrated(self.cluster, self.model, trials)
+        return replace(self, cluster=cluster, model=model)
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m bench planner_accuracy", description=__doc__)
     parser.add_argument("--profile", type=Path, help="of the demo model with 1 thread (measured)")
-    parser.add_argument("--topology", default="1EPD", help="workers (1EPD)")
+    parser.add_argument("--topology", default="1E 1P 1D", help="workers (1E 1P 1D)")
     parser.add_argument("--requests", type=int, default=200, help="at each rate (200)")
-    parser.add_argument("--idle-requests", type=int, default=15, help="single, of each kind (15)")
+    parser.add_argument("--singles", type=int, default=10, help="of each kind, in a trial (10)")
     parser.add_argument("--seed", type=int, default=0, help="of the requests (0)")
     parser.add_argument("--max-foreign", type=float, default=0.1, help="others' CPU share (0.1)")
-    parser.add_argument("--quiet-wait-s", type=float, default=60.0, help="patience for quiet (60)")
+    parser.add_argument("--quiet-wait-s", type=float, default=30.0, help="patience for quiet (30)")
     options = parser.parse_args()
     quiet = partial(ForeignLoad().wait_until_quiet, options.max_foreign, options.quiet_wait_s)
     quiet()
     model = read_profile(options.profile)
-    maker = RequestMaker(options.seed)
     limits = Limits(num_blocks=KV_BYTES // (16 * model.kv_bytes_per_token))
-    cluster = Cluster(options.topology, limits, model.links or Links(), num_cores())
+    cores = num_cores()
+    speed = measure_full_speed(cores)
+    cluster = Cluster(options.topology, limits, model.links or Links(), cores, speed)
     os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)
     arguments = ["--model", str(model_dir()), "--served-name", MODEL, "--threads", "1"]
-    with (
-        running_server([*arguments, "--topology", options.topology]) as url,
-        httpx.Client(timeout=300.0, limits=httpx.Limits(max_connections=None)) as client,
-    ):
+    with running_server([*arguments, "--topology", options.topology]) as url:
+        maker = RequestMaker(options.seed)
+        list(measure_trials(url, maker, 3, 0.0))  # warms up
         quiet()
-        idle = measure_idle(client, url, maker, options.idle_requests)
-        burst = measure_burst(client, url, maker)
-        cluster, slo = calibrated(cluster, model, idle, burst)
-        print(f"limits: TTFT {slo.ttft_s * 1e3:.0f} ms, TPOT {slo.tpot_s * 1e3:.1f} ms")
-        print(f"links: {cluster.links}")
-        load = maker.load(options.requests, 1.0)
-        arrivals = [each.arrival for each in load]
-        stretch = goodput(cluster, model, arrivals, slo) / rate_of(arrivals)
-        differences = []
-        for share in SHARES:
-            load = maker.load(options.requests, stretch * share)
-            quiet()
-            differences.append(compare(client, url, cluster, model, slo, load))
+        bench = Bench(url, maker, cluster, model, options.requests, options.singles, measure_idle())
+        run(bench, quiet)
+
+
+def run(bench: Bench, quiet: partial[bool]) -> None:
+    """Trials, a rate, trials, a rate, trials, a rate, trials."""
+    before = bench.trials()
+    known = bench.fitted(before)
+    print_fit(known, before)
+    slo = limits_of(before)
+    print(f"limits: TTFT {slo.ttft_s * 1e3:.0f} ms, TPOT {slo.tpot_s * 1e3:.1f} ms")
+    arrivals = [each.arrival for each in bench.maker.load(bench.num_requests, 1.0)]
+    differences = []
+    for target in TARGETS:
+        rate = rate_for(known, arrivals, slo, target)
+        quiet()
+        difference, before = compare(bench, rate, slo, before)
+        differences.append(difference)
     print(f"largest difference of attainment: {max(differences):.1f} points")
 
 
@@ -119,133 +141,85 @@ def read_profile(path: Path | None) -> PerformanceModel:
         return profile(settings, Console())
 
 
-def ask(client: httpx.Client, url: str, request: Request) -> Outcome:
-    """One streamed answer."""
-    try:
-        timed = stream(client, url, request.body)
-    except (RuntimeError, httpx.HTTPError):
-        return FAILED
-    return Outcome(timed.ttft_s, sum(timed.gaps_s) / max(1, timed.num_tokens - 1))
+def measure_idle() -> float:
+    """CPU seconds in each second without requests."""
+    cpu = OwnCpu()
+    time.sleep(IDLE_S)
+    return cpu.seconds() / IDLE_S
 
 
-def measure_idle(
-    client: httpx.Client, url: str, maker: RequestMaker, count: int
-) -> dict[str, list[tuple[Request, Outcome]]]:
-    """Single requests, one after the other; the first ones warm up and do not count."""
-    found: dict[str, list[tuple[Request, Outcome]]] = {shape.kind: [] for shape in KINDS}
-    for number in track(range(count + 3), "single requests"):
-        for shape in KINDS:
-            request = maker.make(shape, 0.0)
-            outcome = ask(client, url, request)
-            if number >= 3:
-                found[shape.kind].append((request, outcome))
-    return found
+def limits_of(trials: Sequence[Trial]) -> Slo:
+    """Multiples of what single requests take: of a picture's first token, of a text's others."""
+    ttft_s = max(measured_values(each)["ttft"] for each in trials if not each.is_burst)
+    tpot_s = max(measured_values(each)["tpot"] for each in trials if not each.is_burst)
+    return Slo(TTFT_FACTOR * ttft_s, TPOT_FACTOR * tpot_s)
 
 
-def measure_burst(
-    client: httpx.Client, url: str, maker: RequestMaker
-) -> list[tuple[list[Request], list[Outcome]]]:
-    """Texts that come all at once."""
-    bursts = [[maker.make(KINDS[0], 0.0) for _ in range(BURST)] for _ in range(NUM_BURSTS)]
-    return [(requests, send(client, url, requests)) for requests in bursts]
+def rate_for(bench: Bench, arrivals: Sequence[Arrival], slo: Slo, target: float) -> float:
+    """The rate at which the simulator expects this share of good requests."""
+    low, high = 0.1, 1000.0
+    for _ in range(NUM_HALVINGS):
+        middle = (low * high) ** 0.5
+        loaded = at_rate(arrivals, middle / rate_of(arrivals))
+        done = simulate(bench.cluster, bench.model, loaded).requests
+        is_above = share_of([served_of(each) for each in done], slo) >= target
+        low, high = (middle, high) if is_above else (low, middle)
+    return low
 
 
-def calibrated(
-    cluster: Cluster,
-    model: PerformanceModel,
-    idle: dict[str, list[tuple[Request, Outcome]]],
-    bursts: Sequence[tuple[list[Request], list[Outcome]]],
-) -> tuple[Cluster, Slo]:
-    """The cluster with its fixed times set by single requests and by bursts of them, and limits
-    that suit it."""
-    for _ in range(NUM_ROUNDS):  # each of the times has a part in what the others are set by
-        links = cluster.links
-        late_s = statistics.median(_burst_residual(cluster, model, *each) for each in bursts)
-        links = replace(links, token_s=max(0.0, links.token_s + late_s / BURST / 2))
-        text, image = (_residuals(cluster, model, idle[shape.kind]) for shape in KINDS)
-        links = replace(links, step_s=max(0.0, links.step_s + text.tpot_s))
-        links = replace(links, gateway_s=max(0.0, links.gateway_s + text.ttft_s))
-        # A picture's file goes through the store twice.
-        late_s = image.ttft_s - text.ttft_s
-        links = replace(links, store_s=max(0.0, links.store_s + late_s / 2))
-        cluster = replace(cluster, links=links)
-    image_s = statistics.median(outcome.ttft_s for _, outcome in idle["image"])
-    token_s = statistics.median(outcome.tpot_s for _, outcome in idle["text"])
-    return cluster, Slo(4 * image_s, 3 * token_s)
+def share_of(served: Sequence[Served], slo: Slo) -> float:
+    """The share of good ones."""
+    return statistics.mean(each.is_good(slo) for each in served)
 
 
-def _burst_residual(
-    cluster: Cluster,
-    model: PerformanceModel,
-    requests: Sequence[Request],
-    outcomes: Sequence[Outcome],
-) -> float:
-    """Seconds per token, measured minus simulated."""
-    done = simulate(cluster, model, [each.arrival for each in requests]).requests
-    simulated = statistics.median(each.tpot_s or 0.0 for each in done)
-    return statistics.median(outcome.tpot_s for outcome in outcomes) - simulated
-
-
-def _residuals(
-    cluster: Cluster, model: PerformanceModel, idle: Sequence[tuple[Request, Outcome]]
-) -> Outcome:
-    """Median of measured minus simulated, of single requests."""
-    ttfts, tpots = [], []
-    for request, outcome in idle:
-        (alone,) = simulate(cluster, model, [request.arrival]).requests
-        assert alone.ttft_s is not None
-        assert alone.tpot_s is not None
-        ttfts.append(outcome.ttft_s - alone.ttft_s)
-        tpots.append(outcome.tpot_s - alone.tpot_s)
-    return Outcome(statistics.median(ttfts), statistics.median(tpots))
-
-
-def compare(
-    client: httpx.Client,
-    url: str,
-    cluster: Cluster,
-    model: PerformanceModel,
-    slo: Slo,
-    load: Sequence[Request],
-) -> float:
-    """Serve and simulate the same load; prints a line and returns the difference in points."""
-    rate = rate_of([each.arrival for each in load])
+def compare(bench: Bench, rate: float, slo: Slo, before: list[Trial]) -> tuple[float, list[Trial]]:
+    """Serve and simulate the same load; the difference in points, and the trials after it."""
+    load = bench.maker.load(bench.num_requests, rate)
+    kinds = [each.arrival.kind for each in load]
     foreign = ForeignLoad()
-    served = send(client, url, load)
+    served = send(bench.url, load)
     share = foreign.share()
-    done = simulate(cluster, model, [each.arrival for each in load]).requests
-    simulated = [Outcome(each.ttft_s or 0.0, each.tpot_s or 0.0) for each in done]
-    real, told = (
-        100 * statistics.mean(each.is_good(slo) for each in side) for side in (served, simulated)
-    )
-    medians = [
-        f"{1e3 * statistics.median(getattr(each, field) for each in side):.0f}"
-        for field in ("ttft_s", "tpot_s")
-        for side in (served, simulated)
+    time.sleep(SPANS_WAIT_S)
+    served = with_spans(bench.url, served)
+    after = bench.trials()
+    fitted = bench.fitted([*before, *after])
+    done = simulate(fitted.cluster, fitted.model, [each.arrival for each in load]).requests
+    told = [served_of(each) for each in done]
+    attained = [100 * share_of(side, slo) for side in (served, told)]
+    by_kind = [
+        f"{kind} {100 * share_of(one, slo):.1f} / {100 * share_of(other, slo):.1f}"
+        for kind in (each.kind for each in KINDS)
+        for one, other in [[_of_kind(kind, kinds, side) for side in (served, told)]]
     ]
     print(
-        f"{rate:6.2f}/s  attained: served {real:5.1f} %  simulated {told:5.1f} %  "
-        f"median ms: TTFT {medians[0]} / {medians[1]}, TPOT {medians[2]} / {medians[3]}  "
-        f"failed {sum(each is FAILED for each in served)}  others' CPU {share:.2f}",
+        f"{rate:6.2f}/s  attained: served {attained[0]:5.1f} %  simulated {attained[1]:5.1f} %  "
+        f"({', '.join(by_kind)})  failed {sum(not each.trace_id for each in served)}  "
+        f"others' CPU {share:.2f}\n{stage_table(kinds, served, told)}",
         flush=True,
     )
-    return abs(real - told)
+    return abs(attained[0] - attained[1]), after
 
 
-def send(client: httpx.Client, url: str, load: Sequence[Request]) -> list[Outcome]:
-    """Every request at its time, whether or not those before it have ended."""
-    begin_s = time.perf_counter() + 0.2
+def _of_kind(kind: str, kinds: Sequence[str], side: Sequence[Served]) -> list[Served]:
+    return [each for each, name in zip(side, kinds, strict=True) if name == kind]
 
-    def one(request: Request) -> Outcome:
-        threading.Event().wait(max(0.0, begin_s + request.arrival.arrival_s - time.perf_counter()))
-        started_s = time.perf_counter()
-        outcome = ask(client, url, request)
-        # A client that was late must not make the server look early.
-        late_s = max(0.0, started_s - begin_s - request.arrival.arrival_s)
-        return replace(outcome, ttft_s=outcome.ttft_s + late_s) if outcome is not FAILED else FAILED
 
-    with ThreadPoolExecutor(MAX_CLIENTS) as pool:
-        return list(track(pool.map(one, load), "serving", total=len(load), transient=True))
+def print_fit(bench: Bench, trials: Sequence[Trial]) -> None:
+    """The fitted times, and how well they describe the trials."""
+    links = ", ".join(f"{name} {value:.3g}" for name, value in vars_of(bench.cluster.links))
+    print(f"links: {links}; full_speed {bench.cluster.full_speed:.2f}")
+    for trial, done in zip(trials, simulated(bench.cluster, bench.model, trials), strict=True):
+        told = simulated_values(trial, done)
+        pairs = (
+            f"{name} {1e3 * value:.1f} / {1e3 * told[name]:.1f}"
+            for name, value in measured_values(trial).items()
+        )
+        print(f"  {trial.name:14} ms measured / simulated: {', '.join(pairs)}")
+
+
+def vars_of(links: Links) -> list[tuple[str, float]]:
+    """Names and values."""
+    return [(name, getattr(links, name)) for name in links.__dataclass_fields__]
 
 
 if __name__ == "__main__":

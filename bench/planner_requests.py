@@ -33,6 +33,10 @@ class Request:
     body: dict[str, Any]
     arrival: Arrival
 
+    def at(self, at_s: float) -> Request:
+        """The same at another time."""
+        return Request(self.body, self.arrival.model_copy(update={"arrival_s": at_s}))
+
 
 class RequestMaker:
     """New requests, with the tokens and patches that the gateway will count."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from shared.cache.block_pool import BlockHandle
 from shared.errors import FailureKind
-from shared.messages.descriptor import SamplingParams, WorkerRef
+from shared.messages.descriptor import RequestDescriptor, SamplingParams, TokenId, WorkerRef
 from shared.messages.events import Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from shared.model.grammar import GrammarState
 from shared.model.sampling_row import Sampled, SamplingState
 
 
@@ -35,6 +37,32 @@ class Sequence:
     retired: bool = False
     history: list[int] = field(default_factory=list)
     seniority: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        request: RequestDescriptor,
+        blocks: BlockHandle,
+        *,
+        next_pos: int,
+        last_token_id: TokenId,
+        next_index: int,
+        grammar: GrammarState | None,
+    ) -> Self:
+        """An answer whose tokens up to `last_token_id` are there, with the KV of all before it."""
+        return cls(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            gateway=request.gateway,
+            sampling=request.sampling,
+            state=SamplingState.of(request, grammar, last_token_id),
+            blocks=blocks,
+            kv_len=request.num_tokens,
+            next_pos=next_pos,
+            last_token_id=last_token_id,
+            next_index=next_index,
+            history=[*request.prompt_token_ids, *request.emitted_token_ids, last_token_id],
+        )
 
     @property
     def num_remaining(self) -> int:

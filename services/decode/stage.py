@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence as Sequences
 
 from services.decode.departure import Departure, leaves
-from services.decode.executor import DecodeExecutor, StepResult
+from services.decode.executor import DecodeExecutor
 from services.decode.inlet import KvInlet, Withdrawn
-from services.decode.plan import StepPlan
+from services.decode.outcome import measure, take_in
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
@@ -31,16 +30,15 @@ from shared.clock import monotonic
 from shared.errors import BusError, FailureKind, RequestFailed
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, TokenId, WorkerRef
-from shared.messages.events import Event, TokenEvent
+from shared.messages.events import Event
 from shared.messages.work import DecodeTask
-from shared.model.grammar import Grammars, GrammarState
-from shared.model.sampling_row import SamplingState
+from shared.model.grammar import Grammars
 from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
-from shared.runtime.step_guard import StepGuard, not_a_number
+from shared.runtime.step_guard import StepGuard
 from shared.runtime.worker import Worker
 from shared.telemetry import names, tracing
 from shared.telemetry.metrics import DecodeMetrics
@@ -120,8 +118,8 @@ class DecodeStage:
                 result = await self._worker.compute(self._executor.step, plan)
             self._step_s = monotonic() - started_s
             self._guard.succeeded()
-            self._measure(plan, result)
-            events, ended = _taken_in(plan.batch, result)
+            measure(self._metrics, plan, result)
+            events, ended = take_in(plan.batch, result)
         except Exception as error:
             failure = self._guard.failed(error)
             for sequence in plan.touched:
@@ -190,7 +188,15 @@ class DecodeStage:
         )
         if blocks is None:
             return None
-        return self._generate(_handed_over(prefilled, blocks), request)
+        sequence = Sequence.begin(
+            request,
+            blocks,
+            next_pos=prefilled.next_pos,
+            last_token_id=prefilled.last_token_id,
+            next_index=request.next_index + 1,
+            grammar=prefilled.grammar,
+        )
+        return self._generate(sequence, request)
 
     async def _send(self, events: list[tuple[WorkerRef, Event]]) -> None:
         """Begin to send a step's events; whatever runs next on the loop comes after them."""
@@ -203,24 +209,6 @@ class DecodeStage:
         sending, self._sending = self._sending, None
         if sending is not None:
             await sending
-
-    def _measure(self, plan: StepPlan, result: StepResult) -> None:
-        metrics = self._metrics
-        if plan.batch:
-            metrics.batch_sequences.observe(len(plan.batch))
-        metrics.generation_tokens.inc(sum(map(len, result.tokens)))
-        if plan.saves:
-            metrics.preemptions.labels("swap").inc(len(plan.saves))
-        if plan.returned:
-            metrics.preemptions.labels("recompute").inc(len(plan.returned))
-        if not any(result.num_drafted):
-            return
-        metrics.drafts.inc(sum(map(bool, result.num_drafted)))
-        metrics.draft_tokens.inc(sum(result.num_drafted))
-        for tokens in result.tokens:
-            metrics.accepted_tokens.inc(len(tokens) - 1)
-            for position in range(1, len(tokens)):
-                metrics.accepted_at.labels(str(position)).inc()
 
     def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
         self._scheduler.retire(sequence)
@@ -250,7 +238,15 @@ class DecodeStage:
                 raise await error.when_nobody_else_ends_it() from error
             raise
         ticket.began()
-        await self._generate(_sequence(task, last_token_id, blocks, grammar), task.request)
+        sequence = Sequence.begin(
+            task.request,
+            blocks,
+            next_pos=task.kv.next_pos,
+            last_token_id=last_token_id,
+            next_index=task.next_index,
+            grammar=grammar,
+        )
+        await self._generate(sequence, task.request)
 
     async def _received(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> TokenId:
         """Bring the sequence's KV into its blocks; returns the newest token of its answer."""
@@ -284,76 +280,9 @@ class DecodeStage:
             self._work.notify()
 
 
-def _taken_in(
-    batch: Sequences[Sequence], result: StepResult
-) -> tuple[list[tuple[WorkerRef, Event]], list[tuple[Sequence, RequestFailed | None]]]:
-    """Take in a step's tokens: what the gateways are told, and the sequences that ended and why.
-
-    Sequences that were retired meanwhile say nothing.
-    """
-    events: list[tuple[WorkerRef, Event]] = []
-    ended: list[tuple[Sequence, RequestFailed | None]] = []
-    for sequence, tokens in zip(batch, result.tokens, strict=True):
-        if sequence.retired:
-            continue
-        for token in tokens:
-            if token is None:
-                ended.append((sequence, not_a_number(Role.DECODE.value)))
-                break
-            told = sequence.append(token)
-            events += [(sequence.gateway, event) for event in told]
-            if not isinstance(told[-1], TokenEvent):
-                ended.append((sequence, None))
-                break
-    return events, ended
-
-
 def _preempted() -> RequestFailed:
     return RequestFailed(
         FailureKind.PREEMPTED,
         "the answer gave its KV blocks to others and goes on from its tokens",
         retryable=True,
-    )
-
-
-def _sequence(
-    task: DecodeTask, last_token_id: TokenId, blocks: BlockHandle, grammar: GrammarState | None
-) -> Sequence:
-    return Sequence(
-        request_id=task.request.request_id,
-        attempt=task.request.attempt,
-        gateway=task.request.gateway,
-        sampling=task.request.sampling,
-        state=SamplingState.of(task.request, grammar, last_token_id),
-        blocks=blocks,
-        kv_len=task.kv.kv_len[0],
-        next_pos=task.kv.next_pos,
-        last_token_id=last_token_id,
-        next_index=task.next_index,
-        history=[
-            *task.request.prompt_token_ids,
-            *task.request.emitted_token_ids,
-            last_token_id,
-        ],
-    )
-
-
-def _handed_over(prefilled: Prefilled, blocks: BlockHandle) -> Sequence:
-    request = prefilled.request
-    return Sequence(
-        request_id=request.request_id,
-        attempt=request.attempt,
-        gateway=request.gateway,
-        sampling=request.sampling,
-        state=SamplingState.of(request, prefilled.grammar, prefilled.last_token_id),
-        blocks=blocks,
-        kv_len=request.num_tokens,
-        next_pos=prefilled.next_pos,
-        last_token_id=prefilled.last_token_id,
-        next_index=request.next_index + 1,
-        history=[
-            *request.prompt_token_ids,
-            *request.emitted_token_ids,
-            prefilled.last_token_id,
-        ],
     )

@@ -115,6 +115,7 @@ def _command(service: str, name: str, nats_url: str, settings: LauncherSettings)
         *("--log-level", "debug" if settings.telemetry.log_level == "debug" else "info"),
         *("--drain-s", str(settings.drain_s)),
         *("--nats-connect-timeout-s", str(settings.bus.connect_timeout_s)),
+        *("--nats-ack-wait-s", str(settings.bus.ack_wait_s)),
         *_given("--nats-credentials", settings.bus.credentials_file),
         *_given("--otlp-endpoint", settings.telemetry.otlp_endpoint),
     )

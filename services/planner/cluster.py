@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 
+from services.prefill.pieces import KvTransfer
 from shared.errors import SettingsError
 from shared.runtime.topology import Stages, parse_topology
 
@@ -14,10 +15,13 @@ class Links:
     """Seconds that a hop takes and how fast tensors travel.
 
     `queue_hop_s` is from `put` to a waiting worker (JetStream), `token_hop_s` from a worker to the
-    gateway, `pull_s` what a transfer takes beside its bytes, `store_s` one picture into the media
+    client, `pull_s` what a transfer takes beside its bytes, `store_s` one picture into the media
     store or out of it, `step_s` what a worker does around a step (the way to the compute thread and
-    back, telling the gateway), `gateway_s` from a request's arrival to its tasks, `token_s` what
-    the gateway does with one token, which delays only those that share its cores.
+    back), `gateway_s` from a request's arrival to its tasks. `event_s` is what the gateway does
+    with the news of one step and `token_s` with each of its tokens, one after the other.
+
+    `request_s` and `picture_s` are what one of them costs beside all that: nobody waits for it
+    (acknowledgements, spans, metrics, the client), so it delays only who shares the cores.
     """
 
     queue_hop_s: float = 0.001
@@ -27,7 +31,10 @@ class Links:
     store_s: float = 0.0
     step_s: float = 0.0
     gateway_s: float = 0.0
+    event_s: float = 0.0
     token_s: float = 0.0
+    request_s: float = 0.0
+    picture_s: float = 0.0
 
     def __post_init__(self) -> None:
         seconds = [value for name, value in asdict(self).items() if name != "bytes_per_s"]
@@ -50,6 +57,7 @@ class Limits:
     chunk_tokens: int = 0
     mixed_step_tokens: int = 256
     max_batch: int = 64
+    kv_transfer: KvTransfer = "layer-wise"
     num_blocks: int = 4096
     block_size: int = 16
 
@@ -59,13 +67,19 @@ class Cluster:
     """A topology such as `2E 1P 1D`, in which every worker has the same limits.
 
     `num_cores` is 0 where every worker has a device of its own; else the workers compute on so many
-    cores of one machine, and share them with the gateway.
+    cores of one machine, and share them with the gateway and the bus. `full_speed` is how fast each
+    of these is while all are busy, next to one that is busy alone.
     """
 
     topology: str
     limits: Limits = field(default_factory=Limits)
     links: Links = field(default_factory=Links)
     num_cores: int = 0
+    full_speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.full_speed <= 1:
+            raise SettingsError(f"full_speed is {self.full_speed}: should be above 0, at most 1")
 
     @property
     def workers(self) -> tuple[Stages, ...]:

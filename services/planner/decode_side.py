@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
-from services.planner.engine import Device
+from services.planner.engine import Action, Device
 from services.planner.request import SimRequest
 from services.planner.world import KvOwner, Prefilled, World
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import RequestFailed
 from shared.messages.descriptor import SamplingParams, WorkerRef
 from shared.model.sampling_row import SamplingState
+from shared.telemetry import names
 
 GATEWAY = WorkerRef(name="gateway", incarnation=1)
 
@@ -74,16 +75,33 @@ class DecodeSide:
         if blocks is None:
             self._head = task
             return
-        num_bytes = request.num_tokens * self._world.model.kv_bytes_per_token
-        delay_s = 0.0 if is_own else self._world.links.transfer_s(num_bytes)
-        self._world.timeline.after(delay_s, lambda: self._land(task, blocks))
+        taken_s = self._world.timeline.now_s
+        request.spend(names.QUEUE_DECODE, taken_s - task.queued_s)
+        if is_own:
+            self._land(task, blocks, taken_s)
+        else:
+            self._pull(task, lambda: self._land(task, blocks, taken_s))
         self._take()
 
-    def _land(self, task: Prefilled, blocks: BlockHandle) -> None:
+    def _pull(self, task: Prefilled, landed: Action) -> None:
+        """Where the prompt is still being computed its last piece travels afterwards, the others
+        do so meanwhile."""
+        num_bytes = task.request.num_tokens * self._world.model.kv_bytes_per_token
+        links, host = self._world.links, self._world.host
+        if task.is_complete:
+            host.run(links.transfer_s(num_bytes), landed)
+            return
+        last_bytes = num_bytes / task.num_pieces
+        task.on_complete = lambda: host.run(links.transfer_s(last_bytes), landed)
+        self._world.aside(links.transfer_s(num_bytes - last_bytes))
+
+    def _land(self, task: Prefilled, blocks: BlockHandle, taken_s: float) -> None:
+        task.request.spend(names.TRANSFER_KV, self._world.timeline.now_s - taken_s)
         self._start(task.request, blocks)
         task.owner.release(task.blocks)
 
     def _start(self, request: SimRequest, blocks: BlockHandle) -> None:
+        request.decoded_from_s = self._world.timeline.now_s
         sampling = SamplingParams(max_tokens=request.arrival.num_output_tokens)
         sequence = Sequence(
             request_id=str(request.index),
@@ -112,18 +130,27 @@ class DecodeSide:
     def _end(self, batch: tuple[Sequence, ...]) -> None:
         self._in_step = False
         self._scheduler.end_step()
-        self._world.tell(len(batch))
-        has_room = False
+        complete: list[SimRequest] = []
         for sequence in batch:
             # As `Sequence.append`, without the messages that it makes for the gateway.
             sequence.kv_len += 1
             sequence.next_index += 1
             if sequence.num_remaining == 0:
                 self._scheduler.retire(sequence)
-                self._world.ended(self._requests.pop(sequence), False)
-                has_room = True
-        if has_room:
+                complete.append(self._requests.pop(sequence))
+        self._world.tell(len(batch), lambda: self._seen(complete))
+        if complete:
+            self._complete(complete)
             self.room()
             if self.neighbour is not None:
                 self.neighbour.wake()
         self._step()
+
+    def _complete(self, requests: list[SimRequest]) -> None:
+        for request in requests:
+            request.spend(names.DECODE, self._world.timeline.now_s - request.decoded_from_s)
+            self._world.ended(request, False)
+
+    def _seen(self, requests: list[SimRequest]) -> None:
+        for request in requests:
+            request.ended_s = self._world.timeline.now_s

@@ -39,25 +39,24 @@ class Host:
     """The cores of a machine, on which everything that runs gets an equal share.
 
     With `num_cores` 0 there is one for each that runs: a device for every worker, a machine for
-    every process.
+    every process. `full_speed` is how fast each core is while all are busy, next to one that is
+    busy alone: cores share caches, memory and sometimes more.
     """
 
-    def __init__(self, timeline: Timeline, num_cores: int = 0) -> None:
+    def __init__(self, timeline: Timeline, num_cores: int = 0, full_speed: float = 1.0) -> None:
         self._timeline = timeline
         self._num_cores = num_cores
+        self._full_speed = full_speed
         self._left_s: dict[int, tuple[float, Action]] = {}  # of a core to oneself
         self._numbers = itertools.count()
         self._counted_s = 0.0
         self._epoch = 0
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether what runs takes from each other."""
-        return self._num_cores > 0
+        self.busy_s = 0.0
+        """Seconds of all cores, where they are shared."""
 
     def run(self, seconds: float, done: Action) -> None:
         """Run `done` after so many seconds of a core."""
-        if not self.is_shared:
+        if not self._num_cores:
             self._timeline.after(seconds, done)
             return
         self._count()
@@ -65,11 +64,19 @@ class Host:
         self._wait_for_first()
 
     def _share(self) -> float:
-        return min(1.0, self._num_cores / len(self._left_s)) if self._left_s else 1.0
+        """The speed at which each of those that run gets on; 1 is a core to oneself."""
+        num_running, num_cores = len(self._left_s), self._num_cores
+        if num_running <= 1:
+            return 1.0
+        crowd = (min(num_running, num_cores) - 1) / max(1, num_cores - 1)
+        speed = 1.0 - crowd * (1.0 - self._full_speed)
+        return speed * min(1.0, num_cores / num_running)
 
     def _count(self) -> None:
         """Take what was computed since the last change off what is left."""
-        worked_s = (self._timeline.now_s - self._counted_s) * self._share()
+        passed_s = self._timeline.now_s - self._counted_s
+        worked_s = passed_s * self._share()
+        self.busy_s += passed_s * min(len(self._left_s), self._num_cores)
         self._counted_s = self._timeline.now_s
         self._left_s = {
             number: (left_s - worked_s, done) for number, (left_s, done) in self._left_s.items()
@@ -124,22 +131,26 @@ class Device:
 
 
 class TaskQueue(Generic[T]):
-    """A shared queue: the worker that has waited longest gets the next task."""
+    """A shared queue: the worker that has waited longest gets the next task.
 
-    def __init__(self, timeline: Timeline, hop_s: float) -> None:
-        self._timeline = timeline
+    A hop takes the host's time: passing a message on is work for all who take part.
+    """
+
+    def __init__(self, host: Host, hop_s: float) -> None:
+        self._host = host
         self._hop_s = hop_s
         self._tasks: deque[T] = deque()
         self._takers: deque[Callable[[T], None]] = deque()
 
     def put(self, task: T) -> None:
         """The task can be taken one hop from now."""
-        self._timeline.after(self._hop_s, lambda: self._arrive(task))
+        self._host.run(self._hop_s, lambda: self._arrive(task))
 
     def take(self, taker: Callable[[T], None]) -> None:
-        """Call `taker` with one task, now or when there is one."""
+        """Call `taker` with one task: one that waits is fetched, else the next one that comes."""
         if self._tasks:
-            taker(self._tasks.popleft())
+            task = self._tasks.popleft()
+            self._host.run(self._hop_s, lambda: taker(task))
         else:
             self._takers.append(taker)
 

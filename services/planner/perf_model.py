@@ -36,7 +36,8 @@ class PerformanceModel(BaseModel):
 
     `preprocess` (a + b*patches) is a picture's way from its file to patches, beside the device.
     `kv_bytes_per_token` and `embedding_bytes_per_patch` say how much travels between stages,
-    `links` how fast where that was measured; `measured_on` is for the reader.
+    `num_layers` in how many parts the former may do so, `links` how fast where that was measured;
+    `measured_on` is for the reader.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class PerformanceModel(BaseModel):
     preprocess: Fit = Fit(coefficients=(0.0, 0.0))
     kv_bytes_per_token: int = Field(ge=1)
     embedding_bytes_per_patch: float = Field(ge=0)
+    num_layers: int = Field(1, ge=1)
     links: Links | None = None
     measured_on: str = ""
 

@@ -14,6 +14,7 @@ from services.prefill.batch import PrefillBatch
 from services.prefill.scheduler import PrefillScheduler
 from shared.cache.block_pool import BlockHandle, BlockPool
 from shared.errors import RequestFailed
+from shared.telemetry import names
 
 
 class PrefillSide:
@@ -41,6 +42,7 @@ class PrefillSide:
         self._num_leased = 0
         self._unplaced: list[SimRequest] = []  # prefilled, and must neither start nor queue yet
         self._held: dict[int, SimRequest] = {}
+        self._announced: dict[int, Prefilled] = {}
         if here is not None:
             here.neighbour = self
         self._take()
@@ -49,6 +51,7 @@ class PrefillSide:
         """A picture of a request was announced; those that wait here look at it."""
         if request.index in self._held and request.num_missing == 0:
             del self._held[request.index]
+            request.spend(names.WAIT_EMBEDDING, self._world.timeline.now_s - request.begun_s)
             self._receive(request)
 
     def wake(self) -> None:
@@ -71,6 +74,8 @@ class PrefillSide:
     def _taken(self, request: SimRequest) -> None:
         self._is_taking = False
         self._num_held += 1
+        request.spend(names.QUEUE_PREFILL, self._world.timeline.now_s - request.begun_s)
+        request.begun_s = self._world.timeline.now_s
         if request.num_missing:
             self._held[request.index] = request
         else:
@@ -80,10 +85,16 @@ class PrefillSide:
     def _receive(self, request: SimRequest) -> None:
         away = sum(patches for worker, patches in request.encoded_at if worker != self._worker)
         num_bytes = away * self._world.model.embedding_bytes_per_patch
-        delay_s = self._world.links.transfer_s(num_bytes) if away else 0.0
-        self._world.timeline.after(delay_s, lambda: self._add(request))
+        request.begun_s = self._world.timeline.now_s
+        if away:
+            self._world.host.run(
+                self._world.links.transfer_s(num_bytes), lambda: self._add(request)
+            )
+        else:
+            self._add(request)
 
     def _add(self, request: SimRequest) -> None:
+        request.spend(names.TRANSFER_EMBEDDING, self._world.timeline.now_s - request.begun_s)
         try:
             self._scheduler.add(request)
         except RequestFailed:
@@ -95,18 +106,35 @@ class PrefillSide:
         if self._in_step or (batch := self._scheduler.next_batch()) is None:
             return
         self._in_step = True
+        for each in batch:
+            if each.start == 0:
+                each.job.begun_s = self._world.timeline.now_s
+                self._announce(each.job)
         seconds = self._world.model.prefill_s((each.start, each.stop) for each in batch)
         self._world.compute(self._device, seconds, lambda: self._end(batch))
+
+    def _announce(self, request: SimRequest) -> None:
+        """Queue a prompt for decoders before it is computed, where its KV travels in pieces."""
+        num_pieces = self._world.num_pieces(request.num_tokens)
+        fits = self._scheduler.blocks_for(request.max_context_tokens) <= self.pool.num_blocks
+        if self._here is None and num_pieces > 1 and fits and request.arrival.num_output_tokens > 1:
+            task = self._task(request)
+            task.num_pieces, task.is_complete = num_pieces, False
+            self._announced[request.index] = task
+            self._world.prefilled.put(task)
+
+    def _task(self, request: SimRequest) -> Prefilled:
+        assert request.blocks is not None
+        return Prefilled(request, self, request.blocks, self._world.timeline.now_s)
 
     def _end(self, batch: PrefillBatch[SimRequest]) -> None:
         self._in_step = False
         self._scheduler.end_step(batch)
-        self._world.tell(sum(each.is_last for each in batch))
-        for each in batch:
-            if not each.is_last:
-                continue
-            request = each.job
-            request.first_s = self._world.timeline.now_s + self._world.links.token_hop_s
+        first = [each.job for each in batch if each.is_last]
+        if first:
+            self._world.tell(len(first), lambda: self._seen(first))
+        for request in first:
+            request.spend(names.PREFILL, self._world.timeline.now_s - request.begun_s)
             if request.arrival.num_output_tokens == 1:
                 assert request.blocks is not None
                 request.blocks.free()
@@ -114,6 +142,12 @@ class PrefillSide:
             elif self._unplaced or not self._place(request):
                 self._unplaced.append(request)
         self._step()
+
+    def _seen(self, requests: list[SimRequest]) -> None:
+        for request in requests:
+            request.first_s = self._world.timeline.now_s
+            if request.arrival.num_output_tokens == 1:
+                request.ended_s = request.first_s
 
     def _place(self, request: SimRequest) -> bool:
         """Decode here, or queue under a lease; beside a decode stage leases hold half of the pool
@@ -130,7 +164,11 @@ class PrefillSide:
                 return False
         self._num_leased += len(blocks)
         self._num_held -= 1
-        self._world.prefilled.put(Prefilled(request, self, blocks))
+        announced = self._announced.pop(request.index, None)
+        if announced is not None:
+            announced.complete()
+        else:
+            self._world.prefilled.put(self._task(request))
         self._take()
         return True
 

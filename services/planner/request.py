@@ -10,7 +10,10 @@ from shared.cache.block_pool import BlockHandle
 
 @dataclass(eq=False)
 class SimRequest:
-    """Also the prompt that the prefill scheduler sorts; all are of one priority."""
+    """Also the prompt that the prefill scheduler sorts; all are of one priority.
+
+    `spans_s` holds seconds by the names of `shared.telemetry.names`.
+    """
 
     arrival: Arrival
     index: int
@@ -20,6 +23,9 @@ class SimRequest:
     ended_s: float | None = None
     is_refused: bool = False
     num_ends: int = 0
+    spans_s: dict[str, float] = field(default_factory=dict)
+    begun_s: float = 0.0  # what goes on at the moment
+    decoded_from_s: float = 0.0
     blocks: BlockHandle | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -27,6 +33,10 @@ class SimRequest:
     priority: int = 0
     block_keys: tuple[bytes, ...] = ()
     whole_spans: tuple[tuple[int, int], ...] = ()
+
+    def spend(self, name: str, seconds: float) -> None:
+        """So many seconds went into what the services' span of this name covers."""
+        self.spans_s[name] = self.spans_s.get(name, 0.0) + seconds
 
     @property
     def num_tokens(self) -> int:

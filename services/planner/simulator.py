@@ -22,6 +22,7 @@ from services.planner.world import Picture, Prefilled, World
 from shared.cache.block_pool import BlockPool
 from shared.errors import SettingsError
 from shared.messages.control import Role
+from shared.telemetry import names
 
 
 class MeteredPool(BlockPool):
@@ -38,12 +39,16 @@ class MeteredPool(BlockPool):
 
 @dataclass(frozen=True)
 class Simulated:
-    """What came of the requests, in order of arrival, and of each worker with KV blocks."""
+    """What came of the requests, in order of arrival, and of each worker with KV blocks.
+
+    `busy_s` is the computing of each worker, `host_busy_s` that of all cores that are shared.
+    """
 
     requests: tuple[SimRequest, ...]
     pools: tuple[MeteredPool, ...]
     busy_s: tuple[float, ...]
     ended_s: float
+    host_busy_s: float
 
     @property
     def peak_blocks(self) -> tuple[int, ...]:
@@ -63,16 +68,17 @@ class Simulation:
         self._timeline = timeline = Timeline()
         self._requests = tuple(SimRequest(each, i) for i, each in enumerate(arrivals))
         hop_s = cluster.links.queue_hop_s
-        self._host = host = Host(timeline, cluster.num_cores)
+        self._host = host = Host(timeline, cluster.num_cores, cluster.full_speed)
         self._world = World(
             timeline=timeline,
             host=host,
+            gateway=Device(host),
             model=model,
             limits=cluster.limits,
             links=cluster.links,
-            pictures=TaskQueue[Picture](timeline, hop_s),
-            prompts=TaskQueue[SimRequest](timeline, hop_s),
-            prefilled=TaskQueue[Prefilled](timeline, hop_s),
+            pictures=TaskQueue[Picture](host, hop_s),
+            prompts=TaskQueue[SimRequest](host, hop_s),
+            prefilled=TaskQueue[Prefilled](host, hop_s),
             embedded=self._embedded,
             ended=self._ended,
         )
@@ -92,6 +98,7 @@ class Simulation:
             tuple(self._pools),
             tuple(device.busy_s for device in self._devices),
             self._timeline.now_s,
+            self._host.busy_s,
         )
 
     def _build(self, worker: int, hosted: set[Role]) -> None:
@@ -110,18 +117,30 @@ class Simulation:
 
     def _ingester(self, request: SimRequest) -> Action:
         """The gateway reads a request and stores its pictures, all at a time."""
-        links = self._world.links
-        seconds = links.gateway_s + (links.store_s if request.arrival.patches else 0.0)
-        return lambda: self._host.run(seconds, self._submitter(request))
+        world, timeline = self._world, self._timeline
 
-    def _submitter(self, request: SimRequest) -> Action:
-        def submit() -> None:
-            request.num_missing = len(request.arrival.patches)
-            for num_patches in request.arrival.patches:
-                self._world.pictures.put(Picture(request, num_patches))
-            self._world.prompts.put(request)
+        def read() -> None:
+            read_s = timeline.now_s
+            request.spend(names.INGEST, read_s - request.arrival.arrival_s)
+            if request.arrival.patches:
+                self._host.run(world.links.store_s, lambda: stored(read_s))
+            else:
+                self._submit(request)
 
-        return submit
+        def stored(read_s: float) -> None:
+            request.spend(names.MEDIA_STORE, timeline.now_s - read_s)
+            self._submit(request)
+
+        return lambda: world.gateway.compute(world.links.gateway_s, read)
+
+    def _submit(self, request: SimRequest) -> None:
+        world, now_s = self._world, self._timeline.now_s
+        request.num_missing = len(request.arrival.patches)
+        request.begun_s = now_s
+        for num_patches in request.arrival.patches:
+            world.pictures.put(Picture(request, num_patches, now_s))
+        world.prompts.put(request)
+        world.aside(world.links.request_s)
 
     def _embedded(self, picture: Picture, worker: int) -> None:
         def announce() -> None:
@@ -131,12 +150,13 @@ class Simulation:
             for prefill in self._prefills:
                 prefill.landed(request)
 
-        self._timeline.after(self._world.links.queue_hop_s, announce)
+        self._host.run(self._world.links.queue_hop_s, announce)
 
     def _ended(self, request: SimRequest, is_refused: bool) -> None:
         request.num_ends += 1
         request.is_refused = is_refused
-        request.ended_s = self._timeline.now_s + self._world.links.token_hop_s
+        if is_refused:
+            request.ended_s = self._timeline.now_s
 
 
 def simulate(cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]) -> Simulated:

@@ -1,8 +1,8 @@
-"""Attention on a CPU: decode steps by a compiled kernel over pages, everything else by PyTorch.
+"""Attention on a CPU: compiled kernels over pages where they can, PyTorch where they cannot.
 
 In and out: as `shared/model/attention.py` says. A step in which every sequence brings one token
 is one call per layer, whatever the batch; nothing of the cache is copied or gathered. Steps with
-longer sequences, other number formats and head sizes go to `SdpaAttention`.
+longer sequences are `PromptPlan`'s; other number formats and head sizes go to `SdpaAttention`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from shared.model.batch import ForwardBatch
 from shared.model.kernels.choice import has_compiled_kernels
 from shared.model.kernels.narrow import VECTOR_LANES
 from shared.model.kernels.team import run_on_team
+from shared.model.prompt_attention import KERNEL_OF_DTYPE as PROMPT_KERNELS
+from shared.model.prompt_attention import PromptPlan
 
 KERNEL_OF_DTYPE = {torch.bfloat16: "attend_bf16", torch.float32: "attend_float32"}
 
@@ -26,18 +28,29 @@ KERNEL_OF_DTYPE = {torch.bfloat16: "attend_bf16", torch.float32: "attend_float32
 class CpuAttention:
     """Chooses per step. Bidirectional spans do not concern a step of single tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        """Kernels for `dtype` are compiled now: a first request must not wait for them."""
         self._other = SdpaAttention()
-        if has_compiled_kernels():
-            # Compiled now, while a model is loaded: a first request must not wait for it.
-            from shared.model.kernels import norms, pages  # noqa: F401
+        if dtype in KERNEL_OF_DTYPE and has_compiled_kernels():
+            _compile_for(dtype)
 
     def plan(
         self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
     ) -> AttentionPlan:
-        if _is_decode(batch) and _is_supported(kv):
-            return PagedPlan(batch, kv, tuple(sliding_windows))
+        if _is_supported(kv):
+            kind = PagedPlan if _is_decode(batch) else PromptPlan
+            return kind(batch, kv, tuple(sliding_windows))
         return self._other.plan(batch, kv, *([sliding_windows] if sliding_windows else []))
+
+
+def _compile_for(dtype: torch.dtype) -> None:
+    from shared.model.kernels import gates, norms, pages, prompts, rotations
+
+    kernels = [getattr(pages, KERNEL_OF_DTYPE[dtype]), getattr(prompts, PROMPT_KERNELS[dtype])]
+    if dtype == torch.bfloat16:
+        kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
+    for kernel in kernels:
+        kernel.address  # noqa: B018 - compiles
 
 
 def _is_decode(batch: ForwardBatch) -> bool:

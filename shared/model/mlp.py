@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from shared.model.gpu import fused
+from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -33,8 +34,10 @@ class GatedMlp(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         gate_up = self.gate_up.forward(hidden)
-        if self.activation is functional.silu and fused.takes(gate_up):
-            return self.down.forward(fused.swiglu(gate_up))
+        if self.activation is functional.silu:
+            gated = fused.swiglu(gate_up) if fused.takes(gate_up) else row_kernels.swiglu(gate_up)
+            if gated is not None:
+                return self.down.forward(gated)
         gate, up = gate_up.chunk(2, dim=-1)
         return self.down.forward(self.activation(gate) * up)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from shared.model.gpu import fused
-from shared.model.kernels.few_norm import norm_of_few
+from shared.model.kernels import row_kernels
 from shared.modelspec import TextSpec
 
 
@@ -32,9 +32,9 @@ class RmsNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if fused.takes(x):
             return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
-        few = norm_of_few(x, self.weight, self.eps)
-        if few is not None:
-            return few
+        compiled = row_kernels.rms_norm(x, self.weight, self.eps)
+        if compiled is not None:
+            return compiled
         wide = x.to(accumulation_dtype(x.dtype))
         variance = wide.square().mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)

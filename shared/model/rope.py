@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.model.gpu import fused
+from shared.model.kernels import row_kernels
 from shared.model.rope_spec import RopeSpec
 
 
@@ -33,6 +34,9 @@ class Rotary:
         """Rotate `x` `[num_tokens, heads, head_dim]`."""
         if fused.takes(x):
             return fused.rotate(x, self.cos, self.sin_signed)
+        compiled = row_kernels.rotate(x, self.cos, self.sin_signed)
+        if compiled is not None:
+            return compiled
         half = x.shape[-1] // 2
         swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
         return x * self.cos + swapped * self.sin_signed

@@ -31,6 +31,8 @@ async def connect_bus(settings: BusSettings, me: WorkerRef) -> NatsBus:
     return await NatsBus.connect(
         settings.url,
         name=me.name,
-        limits=BusLimits(connect_timeout_s=settings.connect_timeout_s),
+        limits=BusLimits(
+            connect_timeout_s=settings.connect_timeout_s, ack_wait_s=settings.ack_wait_s
+        ),
         credentials_file=settings.credentials_file,
     )

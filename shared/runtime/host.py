@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 
 from shared.bus import subjects
 from shared.bus.base import Bus, Headers
-from shared.bus.limits import BusLimits
 from shared.cache.geometry import KvGeometry
 from shared.messages.control import CancelRequest, Registration, RequestsAlive, Role
 from shared.messages.descriptor import WorkerRef
@@ -175,7 +174,7 @@ async def open_worker(
                 registry=registry,
                 metrics=TaskMetrics.create(registry),
                 drain_s=settings.drain_s,
-                heartbeat_s=BusLimits().ack_wait_s / 3,
+                heartbeat_s=settings.bus.ack_wait_s / 3,
             )
         finally:
             for subscription in subscriptions:

@@ -76,6 +76,13 @@ class BusSettings(Group):
         description="Seconds to keep trying for the first connection",
         json_schema_extra=flag("nats-connect-timeout-s", "SECONDS"),
     )
+    ack_wait_s: float = Field(
+        10.0,
+        ge=1,
+        description="Seconds without a sign of a task's worker after which another one gets the "
+        "task; the same for every service",
+        json_schema_extra=flag("nats-ack-wait-s", "SECONDS"),
+    )
 
     @field_validator("url")
     @classmethod

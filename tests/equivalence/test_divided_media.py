@@ -13,7 +13,7 @@ from shared.errors import RequestFailed
 from shared.media.picture import PictureLimits
 from shared.media.sizing.division import max_parts
 from shared.messages.descriptor import MediaItem
-from shared.model.loader import load_vision_tower
+from shared.model.loader import load_tower
 from shared.model.towers.base import VisionTower
 from shared.model.towers.pixels import Pixels
 from shared.runtime.media_parts import can_divide, parts_of
@@ -52,7 +52,7 @@ def differences(
 @pytest.mark.parametrize("name", sorted(DIVIDED))
 def test_tiles(name: str, vision_dir_of: FolderOf) -> None:
     folder = vision_dir_of(name)
-    tower = load_vision_tower(folder, dtype="float64")
+    tower = load_tower(folder, dtype="float64")
     preprocess = PicturePreprocessor(folder, PictureLimits())
     num_ways = 0
     for data in PICTURES:
@@ -66,7 +66,7 @@ def test_tiles(name: str, vision_dir_of: FolderOf) -> None:
 @pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_frames(name: str, video_dir_of: FolderOf) -> None:
     folder = video_dir_of(name)
-    tower = load_vision_tower(folder, dtype="float64")
+    tower = load_tower(folder, dtype="float64")
     preprocess = PicturePreprocessor(folder, PictureLimits())
     # The last step of the third is half a step long: its only frame is repeated.
     for data in (clip_file(20), clip_file(77, rate=7, size=(50, 34), seed=1), clip_file(9, rate=1)):
@@ -101,7 +101,7 @@ def test_the_tower_of_qwen3_attends_within_steps_and_over_the_whole_of_each(
     vision_dir_of: FolderOf,
 ) -> None:
     """Its videos are not read yet; its pictures, like those of Qwen2-VL, are one unit."""
-    tower = load_vision_tower(vision_dir_of("qwen3_vl"), dtype="float64")
+    tower = load_tower(vision_dir_of("qwen3_vl"), dtype="float64")
     values = torch.randn(
         4 * 8 * 8, tower.spec.patch_dim, generator=torch.Generator().manual_seed(1)
     )

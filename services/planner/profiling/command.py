@@ -68,7 +68,13 @@ def profile(settings: ProfileSettings, console: Console) -> PerformanceModel:
         samples,
         kv_bytes_per_token=folder.geometry(settings.block_size).bytes_per_token,
         embedding_bytes_per_patch=bytes_per_patch,
-    ).model_copy(update={"links": links, "measured_on": _where(settings, folder)})
+    ).model_copy(
+        update={
+            "num_layers": folder.spec.text.num_layers,
+            "links": links,
+            "measured_on": _where(settings, folder),
+        }
+    )
     settings.out.write_text(model.model_dump_json(indent=2) + "\n", encoding="utf-8")
     print_profile(console, model)
     console.print(f"written to {settings.out}", soft_wrap=True, highlight=False, markup=False)

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,41 @@ from numba.misc import appdirs
 SOURCES = Path(__file__).parent
 
 
-def compiled(function: Callable[[Any], None]) -> Any:
-    """Compile `void(int64_t *)` now, or take what an earlier process left on disk.
+class Kernel:
+    """A C function `void(int64_t *)`, compiled when its address is first asked for.
 
-    A process that may write neither beside the sources nor in the user's cache compiles anew.
+    Whoever loads a model asks for what it will call, and no more: compiling takes seconds.
     """
-    signature = types.void(types.CPointer(types.int64))
-    folder = code_folder()
-    if folder is not None:
-        try:
-            with _cached_in(folder):
-                return cfunc(signature, cache=True)(function)
-        except (OSError, RuntimeError):  # full or withdrawn since; numba's own complaint
-            pass
-    return cfunc(signature)(function)
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self._function = function
+
+    @property
+    def address(self) -> int:
+        return int(self._code.address)
+
+    @property
+    def cache_hits(self) -> int:
+        """Not 0 if an earlier process had left the code on disk."""
+        return int(self._code.cache_hits)
+
+    @cached_property
+    def _code(self) -> Any:
+        """A process that may write neither beside the sources nor in the user's cache compiles."""
+        signature = types.void(types.CPointer(types.int64))
+        folder = code_folder()
+        if folder is not None:
+            try:
+                with _cached_in(folder):
+                    return cfunc(signature, cache=True)(self._function)
+            except (OSError, RuntimeError):  # full or withdrawn since; numba's own complaint
+                pass
+        return cfunc(signature)(self._function)
+
+
+def compiled(function: Callable[[Any], None]) -> Kernel:
+    """Make a kernel of a function that numba can compile."""
+    return Kernel(function)
 
 
 @cache

@@ -4,29 +4,55 @@ In: rows in bfloat16 or float32. Out: the same dtype. Two ways, by the number of
 
 - up to `MAX_COMPILED_ROWS` the time goes into reading weights: a compiled kernel reads each once,
   in its narrow form, and every row's result is bit-equal whatever rows are beside it;
-- with more rows the time goes into products: weights are widened to float32 panel by panel, into
-  memory that stays in the cache, and multiplied by torch's float32 product. A CPU without bfloat16
-  instructions has nothing faster.
+- with more rows the time goes into products: a compiled kernel widens weights a few at a time, in
+  memory that stays in the cache, and multiplies in float32. A CPU without bfloat16 instructions has
+  nothing faster.
 
-Sums are float32 and rounded once at the end, as torch does for bfloat16.
+Without compiled kernels, weights are widened panel by panel for torch's float32 product. Sums are
+float32 and rounded once at the end, as torch does for bfloat16.
 """
 
 from __future__ import annotations
 
-import threading
+from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from shared.model.kernels.many_rows import ManyRows
+from shared.model.kernels.scratch import scratch
 from shared.model.kernels.team import run_on_team
 
 MAX_COMPILED_ROWS = 16
-PANEL_BYTES = 2 * 1024 * 1024
+PANEL_BYTES = 4 * 1024 * 1024
+PANEL_COLUMNS = 64
+"""Panels have a multiple of so many columns: products of other widths are up to a third slower."""
 VECTOR_LANES = 8
 INT8_MAX = 127
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """Compiled when a model is loaded: a first request must not wait for it."""
+
+    few: int
+    many: ManyRows
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, weight: torch.Tensor) -> _Compiled | None:
+        """For rows of `dtype`; None where vectors do not fit the weight."""
+        if weight.shape[1] % VECTOR_LANES:
+            return None
+        from shared.model.kernels import rows
+
+        if weight.dtype == torch.bfloat16:
+            few = rows.bf16_rows
+        else:
+            is_wide = dtype == torch.float32
+            few = rows.float32_rows_int8 if is_wide else rows.wide_bf16_rows_int8
+        return cls(few.address, ManyRows(dtype, weight.dtype))
 
 
 class Bf16Kernel:
@@ -35,16 +61,17 @@ class Bf16Kernel:
     def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
         self.name = "compiled bfloat16" if compiled else "panels bfloat16"
         self._weight = weight.contiguous()
-        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
+        self._compiled = _Compiled.of(weight.dtype, self._weight) if compiled else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows = prod(x.shape[:-1])
-        if rows > MAX_COMPILED_ROWS:
+        is_few = prod(x.shape[:-1]) <= MAX_COMPILED_ROWS
+        if self._compiled is None:
+            if is_few:
+                return functional.linear(x, self._weight, bias)
             return _by_panels(x, self._weight, None, bias)
-        if self._rows is None:
-            return functional.linear(x, self._weight, bias)
-        kernel = self._rows.bf16_rows.address
-        return _few_rows(kernel, x, self._weight, None, bias, x.dtype)
+        if not is_few:
+            return self._compiled.many.run(x, self._weight, None, bias)
+        return _few_rows(self._compiled.few, x, self._weight, None, bias, x.dtype)
 
 
 class Int8Kernel:
@@ -56,21 +83,15 @@ class Int8Kernel:
         scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
         self._weight = torch.round(weight.float() / scale).to(torch.int8)
         self._scale = scale.flatten()
-        self._rows = _row_kernels() if compiled and weight.shape[1] % VECTOR_LANES == 0 else None
+        self._compiled = _Compiled.of(weight.dtype, self._weight) if compiled else None
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self._rows is None or prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
+        if self._compiled is None:
             return _by_panels(x, self._weight, self._scale, bias)
-        is_wide = x.dtype == torch.float32
-        kernel = self._rows.float32_rows_int8 if is_wide else self._rows.wide_bf16_rows_int8
-        return _few_rows(kernel.address, x.float(), self._weight, self._scale, bias, x.dtype)
-
-
-def _row_kernels() -> ModuleType:
-    """Imported, and thereby compiled, when a model is loaded: a first request must not wait."""
-    from shared.model.kernels import rows
-
-    return rows
+        if prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
+            return self._compiled.many.run(x, self._weight, self._scale, bias)
+        few = self._compiled.few
+        return _few_rows(few, x.float(), self._weight, self._scale, bias, x.dtype)
 
 
 def _few_rows(
@@ -112,33 +133,14 @@ def _by_panels(
     columns, width = weight.shape
     wide = x.reshape(-1, width).float()
     out = torch.empty((wide.shape[0], columns), dtype=x.dtype)
-    step = max(64, PANEL_BYTES // (4 * width))
+    step = max(PANEL_COLUMNS, PANEL_BYTES // (4 * width) // PANEL_COLUMNS * PANEL_COLUMNS)
     for start in range(0, columns, step):
         part = slice(start, min(start + step, columns))
-        panel = _scratch("panel", part.stop - start, width).copy_(weight[part])
-        product = torch.mm(wide, panel.T, out=_scratch("product", wide.shape[0], part.stop - start))
+        panel = scratch("panel", part.stop - start, width).copy_(weight[part])
+        product = torch.mm(wide, panel.T, out=scratch("product", wide.shape[0], part.stop - start))
         if scale is not None:
             product *= scale[part]
         if bias is not None:
             product += bias[part]
         out[:, part] = product
     return out.view(*x.shape[:-1], columns)
-
-
-class _Scratch(threading.local):
-    """Memory that a thread uses again, so that the system need not clear new pages each time."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, torch.Tensor] = {}
-
-
-_local = _Scratch()
-
-
-def _scratch(name: str, rows: int, columns: int) -> torch.Tensor:
-    size = rows * columns
-    buffer = _local.buffers.get(name)
-    if buffer is None or buffer.numel() < size:
-        with torch.inference_mode(False):  # usable inside and outside of it
-            buffer = _local.buffers[name] = torch.empty(size, dtype=torch.float32)
-    return buffer[:size].view(rows, columns)

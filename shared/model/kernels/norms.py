@@ -1,8 +1,8 @@
-"""Root-mean-square norms of a few rows in one call.
+"""Root-mean-square norms in one call.
 
 In: an argument block with addresses. Out: rows in the format they came in. torch needs six calls
-for a norm; at one row the calls themselves take the time. Sums are float32, and values are rounded
-where torch's operators round them.
+for a norm: at one row the calls themselves take the time, at many the memory between them. Sums are
+float32, and values are rounded where torch's operators round them.
 """
 
 from __future__ import annotations

@@ -14,8 +14,16 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-LANES = 8
-"""Partial sums of one product; also the length that a reduced dimension must be a multiple of."""
+from shared.model.kernels.lanes import (
+    LANES,
+    four_lane_sums,
+    fused_multiply_add,
+    lane_sum,
+    load_one,
+    load_pair,
+    prefetch,
+    rounded_bits,
+)
 
 _Load = Callable[[Any, Any, Any, Any], list[Any]]
 
@@ -56,6 +64,17 @@ def take_next(typing_context: Any, counter: Any) -> Any:
 
 
 @intrinsic
+def request(typing_context: Any, pointer: Any) -> Any:
+    """Ask for the cache line at `pointer`, which may lie outside of any array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(pointer), generate
+
+
+@intrinsic
 def load_value(typing_context: Any, pointer: Any, index: Any) -> Any:
     """One value as float32, whatever the pointer's format."""
 
@@ -76,7 +95,7 @@ def store_value(typing_context: Any, pointer: Any, index: Any, value: Any) -> An
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, value = builder.gep(arguments[0], [arguments[1]]), arguments[2]
         if pointer.dtype == types.uint16:
-            value = _rounded_bits(builder, value)
+            value = rounded_bits(builder, value)
         builder.store(value, target)
         return context.get_dummy_value()
 
@@ -90,7 +109,7 @@ def as_stored(typing_context: Any, pointer: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if pointer.dtype != types.uint16:
             return arguments[1]
-        bits = builder.zext(_rounded_bits(builder, arguments[1]), _I32)
+        bits = builder.zext(rounded_bits(builder, arguments[1]), _I32)
         return builder.bitcast(builder.shl(bits, ir.Constant(_I32, 16)), _F32)
 
     return types.float32(pointer, types.float32), generate
@@ -137,9 +156,6 @@ def dot_tile(
             builder.store(ir.Constant(vector, [0.0] * LANES), total)
         x_at = [_row(builder, x_start, x_stride, i) for i in range(rows)]
         w_at = [_row(builder, w_start, w_stride, j) for j in range(columns)]
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
-        )
 
         # The side with fewer vectors stays in registers while the other passes by.
         x_side, w_side = (x_at, x.dtype, columns), (w_at, w.dtype, 1)
@@ -151,7 +167,9 @@ def dot_tile(
                 for part, values in enumerate(load(builder, pointer, at, passing[1])):
                     for j, others in enumerate(kept):
                         total = totals[i * passing[2] + j * held[2]]
-                        product = builder.call(fma, [values, others[part], builder.load(total)])
+                        product = fused_multiply_add(
+                            builder, values, others[part], builder.load(total)
+                        )
                         builder.store(product, total)
 
         def number(value: int) -> Any:
@@ -164,13 +182,13 @@ def dot_tile(
             _,
         ):
             for pointer in w_at:
-                _prefetch(builder, builder.gep(pointer, [builder.add(at, ahead)]))
-            multiply(at, _load_pair)
-            multiply(builder.add(at, number(2 * LANES)), _load_pair)
+                prefetch(builder, builder.gep(pointer, [builder.add(at, ahead)]))
+            multiply(at, load_pair)
+            multiply(builder.add(at, number(2 * LANES)), load_pair)
         with builder.if_then(builder.icmp_signed("<", whole, paired)):
-            multiply(whole, _load_pair)
+            multiply(whole, load_pair)
         with builder.if_then(builder.icmp_signed("<", paired, width)):
-            multiply(paired, _load_one)
+            multiply(paired, load_one)
         _store_sums(builder, [builder.load(total) for total in totals], sums)
         return context.get_dummy_value()
 
@@ -198,100 +216,25 @@ def widen(typing_context: Any, x: Any, width: Any, out: Any) -> Any:
         with cgutils.for_range_slice(
             builder, ir.Constant(width.type, 0), paired, step, width.type
         ) as (at, _):
-            move(at, _load_pair)
+            move(at, load_pair)
         with builder.if_then(builder.icmp_signed("<", paired, width)):
-            move(paired, _load_one)
+            move(paired, load_one)
         return context.get_dummy_value()
 
     return types.void(x, types.int64, types.CPointer(types.float32)), generate
-
-
-def _prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for a cache line that will be read soon; any address is allowed."""
-    byte_pointer = ir.IntType(8).as_pointer()
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.VoidType(), [byte_pointer, _I32, _I32, _I32]),
-        "llvm.prefetch.p0i8",
-    )
-    read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
-    builder.call(function, [builder.bitcast(pointer, byte_pointer), read, keep, data])
-
-
-def _rounded_bits(builder: Any, value: Any) -> Any:
-    """float32 to the nearest bfloat16, ties to even; not-a-number stays so."""
-    bits = builder.bitcast(value, _I32)
-    odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-    rounded = builder.add(builder.add(bits, ir.Constant(_I32, 0x7FFF)), odd)
-    is_nan = builder.fcmp_unordered("uno", value, value)
-    chosen = builder.select(is_nan, ir.Constant(_I32, 0x7FC00000), rounded)
-    return builder.trunc(builder.lshr(chosen, ir.Constant(_I32, 16)), _I16)
 
 
 def _row(builder: Any, start: Any, stride: Any, index: int) -> Any:
     return builder.gep(start, [builder.mul(stride, ir.Constant(stride.type, index))])
 
 
-def _load_pair(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
-    """`2 * LANES` values at `pointer[at]` as two float32 vectors.
-
-    bfloat16 comes as even and odd values: a shift and a mask instead of two shuffles and two
-    shifts.
-    """
-    if dtype != types.uint16:
-        second = builder.add(at, ir.Constant(at.type, LANES))
-        return [_load_one(builder, pointer, place, dtype)[0] for place in (at, second)]
-    floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-    place = builder.bitcast(builder.gep(pointer, [at]), words.as_pointer())
-    pairs = builder.load(place, align=2)
-    even = builder.shl(pairs, ir.Constant(words, [16] * LANES))
-    odd = builder.and_(pairs, ir.Constant(words, [-0x10000] * LANES))
-    return [builder.bitcast(even, floats), builder.bitcast(odd, floats)]
-
-
-def _load_one(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
-    """`LANES` values at `pointer[at]` as one float32 vector."""
-    element, size = _STORED[dtype]
-    place = builder.bitcast(builder.gep(pointer, [at]), ir.VectorType(element, LANES).as_pointer())
-    values = builder.load(place, align=size)
-    floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-    if dtype == types.uint16:
-        shift = ir.Constant(words, [16] * LANES)
-        return [builder.bitcast(builder.shl(builder.zext(values, words), shift), floats)]
-    if dtype == types.int8:
-        return [builder.sitofp(builder.sext(values, words), floats)]
-    return [values]
-
-
 def _store_sums(builder: Any, totals: list[Any], sums: Any) -> None:
     """Each vector's lanes added by halves, always in the same order; four vectors at a time."""
     whole = len(totals) // 4 * 4
     for start in range(0, whole, 4):
-        four = _four_lane_sums(builder, totals[start : start + 4])
+        four = four_lane_sums(builder, totals[start : start + 4])
         place = builder.gep(sums, [ir.Constant(_I32, start)])
         builder.store(four, builder.bitcast(place, four.type.as_pointer()), align=4)
     for index in range(whole, len(totals)):
         place = builder.gep(sums, [ir.Constant(_I32, index)])
-        builder.store(_lane_sum(builder, totals[index]), place)
-
-
-def _lane_sum(builder: Any, vector: Any) -> Any:
-    """The lanes' sum by halves, always in the same order."""
-    lanes = [builder.extract_element(vector, ir.Constant(_I32, i)) for i in range(LANES)]
-    while len(lanes) > 1:
-        half = len(lanes) // 2
-        lanes = [builder.fadd(a, b) for a, b in zip(lanes[:half], lanes[half:], strict=True)]
-    return lanes[0]
-
-
-def _four_lane_sums(builder: Any, vectors: list[Any]) -> Any:
-    """Four vectors' `_lane_sum`s as one vector, added in the same order."""
-
-    def fold(a: Any, b: Any, left: list[int], right: list[int]) -> Any:
-        masks = (ir.Constant(ir.VectorType(_I32, 4), lanes) for lanes in (left, right))
-        return builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks))
-
-    halves = [fold(vector, vector, [0, 1, 2, 3], [4, 5, 6, 7]) for vector in vectors]
-    first = fold(halves[0], halves[1], [0, 1, 4, 5], [2, 3, 6, 7])
-    second = fold(halves[2], halves[3], [0, 1, 4, 5], [2, 3, 6, 7])
-    return fold(first, second, [0, 2, 4, 6], [1, 3, 5, 7])
+        builder.store(lane_sum(builder, totals[index]), place)

@@ -117,5 +117,5 @@ def test_everything_else_goes_to_torch() -> None:
     for kv in (float64, odd):
         assert isinstance(CpuAttention().plan(decode_batch((5,)), kv), SdpaPlan)
     prompt = ForwardBatch.pack([SequenceInput([1, 2], [0, 1], [3])], BLOCK_SIZE)
-    kv = cache("float32", kv_heads=2, head_dim=64)
-    assert isinstance(CpuAttention().plan(prompt, kv), SdpaPlan)
+    for kv in (float64, odd):
+        assert isinstance(CpuAttention().plan(prompt, kv), SdpaPlan)

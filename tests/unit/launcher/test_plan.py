@@ -53,7 +53,8 @@ def test_commands() -> None:
         *(sys.executable, "-m", "services.encoder", "--name", "encoder-0"),
         *("--nats-url", "nats://h:1", "--model", "/models/vl", "--served-name", "vl"),
         *("--log-format", "json", "--log-level", "info", "--drain-s", "20.0"),
-        *("--nats-connect-timeout-s", "10.0", "--metrics-port", "0", "--dtype", "float32"),
+        *("--nats-connect-timeout-s", "10.0", "--nats-ack-wait-s", "10.0"),
+        *("--metrics-port", "0", "--dtype", "float32"),
     )
     assert gateway[-4:] == ("--host", "127.0.0.1", "--port", "9")
 

@@ -80,8 +80,72 @@ class TestByHand:
             Cluster("1PD", links=links, num_cores=1), MODEL, [arrival(0, 100, 3)]
         ).requests
         assert alone.tpot_s == pytest.approx(0.015, abs=1e-5)
-        # Each token's 0.01 s run beside the next step's 0.015 s, at half the speed for 0.02 s.
-        assert shared.tpot_s == pytest.approx(0.025, abs=1e-5)
+        # The first two tokens' 0.01 s run beside the next step's 0.015 s, at half the speed for
+        # 0.02 s, the last one's alone: tokens are seen 0.02, 0.045 and 0.06 s after the prefill.
+        assert shared.tpot_s == pytest.approx(0.02, abs=1e-5)
+
+    def test_the_gateway_passes_one_step_on_after_the_other(self) -> None:
+        links = replace(FREE, event_s=0.02, token_s=0.01)
+        (request,) = simulate(Cluster("1PD", links=links), MODEL, [arrival(0, 100, 3)]).requests
+        assert request.ttft_s == pytest.approx(0.3 + 0.03, abs=1e-5)
+        # Steps take 0.015 s, their news 0.03 s each.
+        assert request.tpot_s == pytest.approx(0.03, abs=1e-5)
+
+    def test_work_that_nobody_waits_for_takes_its_share(self) -> None:
+        links = replace(FREE, request_s=0.1, picture_s=0.4)
+        arrivals = [arrival(0, 100, 1, (300,))]
+        alone, shared = (
+            simulate(Cluster("1EPD", links=links, num_cores=num_cores), MODEL, arrivals)
+            for num_cores in (0, 1)
+        )
+        assert alone.requests[0].ttft_s == pytest.approx(0.4 + 0.3, abs=1e-5)
+        # 0.1 s beside the tower, all of the prompt's 0.3 s beside the picture's 0.4 s.
+        assert shared.requests[0].ttft_s == pytest.approx(0.4 + 0.1 + 2 * 0.3, abs=1e-5)
+
+    def test_cores_that_hinder_each_other_are_slower_when_all_are_busy(self) -> None:
+        arrivals = [arrival(0, 100, 1), arrival(0, 100, 1)]
+        limits = Limits(max_batch_tokens=100)
+        cluster = Cluster("2P 1D", limits, FREE, num_cores=2, full_speed=0.75)
+        both = simulate(cluster, MODEL, arrivals).requests
+        (alone,) = simulate(cluster, MODEL, arrivals[:1]).requests
+        assert [each.ttft_s for each in both] == pytest.approx([0.4, 0.4], abs=1e-5)
+        assert alone.ttft_s == pytest.approx(0.3, abs=1e-5)
+
+    def test_kv_travels_while_the_prompt_is_computed(self) -> None:
+        # 200 kB of each of 4 layers: two groups of two layers.
+        model = MODEL.model_copy(update={"num_layers": 4, "kv_bytes_per_token": 2000})
+        links = replace(LINKS, queue_hop_s=0.05)
+        layer_wise, whole = (
+            simulate(Cluster("1P 1D", Limits(kv_transfer=mode), links), model, [arrival(0, 400, 2)])
+            for mode in ("layer-wise", "whole")
+        )
+        # The first step follows the hop and all 800 kB, or half of them alone.
+        assert whole.requests[0].tpot_s == pytest.approx(0.05 + 0.802 + 0.015)
+        assert layer_wise.requests[0].tpot_s == pytest.approx(0.402 + 0.015)
+        assert layer_wise.requests[0].ttft_s == whole.requests[0].ttft_s
+        assert [pool.num_used for pool in layer_wise.pools] == [0, 0]
+
+    def test_where_the_time_went_adds_up(self) -> None:
+        links = replace(LINKS, gateway_s=0.02, store_s=0.003)
+        done = simulate(Cluster("1E 1P 1D", links=links), MODEL, [arrival(0, 100, 3, (300,))])
+        (request,) = done.requests
+        assert request.spans_s == pytest.approx(
+            {
+                "ingest": 0.02,
+                "media.store": 0.003,
+                "queue.encode": 0.01,
+                "media.fetch": 0.003,
+                "preprocess": 0.0,
+                "encode": 0.4,
+                "queue.prefill": 0.01,
+                "wait.embedding": 0.003 + 0.4 + 0.01,
+                "transfer.embedding": 0.032,
+                "prefill": 0.3,
+                "queue.decode": 0.01,
+                "transfer.kv": 0.102,
+                "decode": 0.03,
+            }
+        )
 
     def test_one_process_transfers_nothing(self) -> None:
         done = simulate(
