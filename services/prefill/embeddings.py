@@ -127,7 +127,7 @@ class EmbeddingReceiver:
         finally:
             self._fetching.discard(item.content_key)
             self._fetched.notify()
-        await self._let_go_all(request, item)
+        await self._let_go(request, item.content_key)
 
     def _keep(self, key: str, embedding: torch.Tensor) -> None:
         num_bytes = embedding.nbytes
@@ -165,6 +165,8 @@ class EmbeddingReceiver:
                 search.lost_lease_ids.append(found.tensor.lease_id)
                 search.last_loss = str(error)
             else:
+                if search.part is not None:  # at once: the next part may need its room
+                    await self._let_go(search.request, search.key)
                 return {found.tensor.owner}
 
     async def _search_parts(

@@ -125,7 +125,11 @@ class System:
 
 @asynccontextmanager
 async def running(
-    folder: ModelFolder, *, encoder: dict[str, Any] | None = None, **prefill: Any
+    folder: ModelFolder,
+    *,
+    encoder: dict[str, Any] | None = None,
+    topology: str = "2E 1P 1D",
+    **prefill: Any,
 ) -> AsyncIterator[System]:
     model = ModelSettings(served_name=MODEL)
     async with running_pipeline(
@@ -133,7 +137,7 @@ async def running(
         # One task at a time, so that neither takes the other's.
         encoder=EncoderSettings(model=model, drain_s=1.0, max_held=1, **(encoder or {})),
         prefill=PrefillSettings(model=model, drain_s=1.0, prefix_cache=False, **prefill),
-        topology="2E 1P 1D",
+        topology=topology,
     ) as pipeline:
         system = System(pipeline)
         following = await system.open()
@@ -177,6 +181,20 @@ async def test_many_requests_join_the_parts_under_way(
         assert sum(system.num_encoded()) == 2
         assert system.num_asked_again() == 0
     assert answers == [answer] * 10
+
+
+async def test_an_encoder_with_room_for_one_part_makes_all_of_them(
+    folder: ModelFolder, answer: list[int]
+) -> None:
+    """The first part's room is needed for the second, before the whole is there."""
+    made = about_clip(folder, "alone")
+    part_bytes = made.media[0].num_tokens // 2 * folder.spec.embedding_width * 4
+    async with running(
+        folder, encoder={"embedding_pool_bytes": part_bytes}, topology="1E 1P 1D"
+    ) as system:
+        assert await system.answer(made) == answer
+        assert system.outcomes == {"divided": 1}
+        assert system.num_encoded() == [2]
 
 
 async def test_only_the_part_that_was_evicted_is_queued_again(
