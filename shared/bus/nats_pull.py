@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import deque
 
 from nats.aio.client import Client
@@ -19,11 +20,12 @@ from nats.aio.subscription import Subscription
 from shared.bus.nats_errors import translated
 from shared.errors import BusError
 
-# The longest single pull. A reconnect ends one early: this only bounds what a lost status costs.
-_MAX_PULL_S = 15.0
+# The longest single pull, and so how long a cancelled fetch may take: nothing but its end says that
+# the server sends no more. Withdrawing interest instead can lose a message that is being sent.
+_MAX_PULL_S = 0.25
 # How long to wait for the status of a pull that the server must have ended.
 _STATUS_GRACE_S = 0.5
-# How long a cancelled fetch may stay to receive what is on the wire.
+# How long closing may take to receive what is on the wire.
 _DRAIN_TIMEOUT_S = 2.0
 
 _NOTHING_HERE = frozenset({"404", "408"})
@@ -39,7 +41,7 @@ class PullInbox:
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._subscription: Subscription | None = None
         self._inbox = ""
-        self._messages: deque[Msg] = deque()
+        self._messages: deque[tuple[float, Msg]] = deque()  # with when each arrived
         self._pull_number = 0
         self._wanted = 0
         self._status: str | None = None
@@ -49,7 +51,8 @@ class PullInbox:
         """At least one message if one comes within `timeout_s`, and up to `max_count`.
 
         The second value is a status by which the server refused the pull (no such consumer, leader
-        change, reconnect), or None. A cancelled fetch keeps what arrived for the next one.
+        change, reconnect), or None. A cancelled fetch waits for the end of its pull and keeps what
+        arrived for the next one.
         """
         refusal = None
         if not self._messages:
@@ -57,7 +60,7 @@ class PullInbox:
         # Nothing is awaited between taking messages out and returning them: no cancellation can
         # come in between and lose them.
         count = min(max_count, len(self._messages))
-        return [self._messages.popleft() for _ in range(count)], refusal
+        return [self._messages.popleft()[1] for _ in range(count)], refusal
 
     async def _pull(self, max_count: int, timeout_s: float) -> str | None:
         await self._subscribe()
@@ -66,20 +69,24 @@ class PullInbox:
         self._status = None
         self._ended.clear()
         wait_s = min(max(timeout_s, 0.0), _MAX_PULL_S)
+        ended = asyncio.ensure_future(self._run(max_count, wait_s))
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await asyncio.wait([ended])
+            raise
+        return self._status
+
+    async def _run(self, max_count: int, wait_s: float) -> None:
+        """Ask, and wait until the server has answered in full."""
         try:
             await self._request(max_count, wait_s)
-            # Not `wait_for`, which before Python 3.12 forgets that it was cancelled if the event
-            # is set at the same moment.
             async with asyncio.timeout(wait_s + _STATUS_GRACE_S):
                 await self._ended.wait()
         except TimeoutError:
-            await asyncio.shield(self.abandon())
-        except asyncio.CancelledError:
-            await asyncio.shield(self.abandon())
-            raise
+            await self.abandon()
         finally:
             self._wanted = 0
-        return self._status
 
     async def _request(self, max_count: int, wait_s: float) -> None:
         body: dict[str, int | bool] = {"batch": max_count, "no_wait": True}
@@ -104,7 +111,7 @@ class PullInbox:
     async def _on_message(self, message: Msg) -> None:
         status = (message.headers or {}).get("Status") if not message.reply else None
         if status is None:
-            self._messages.append(message)
+            self._messages.append((time.monotonic(), message))
             if self._wanted and len(self._messages) >= self._wanted:
                 self._ended.set()
         elif message.subject == f"{self._inbox}.{self._pull_number}":
@@ -132,8 +139,16 @@ class PullInbox:
             # Whatever was on the wire is redelivered when its acknowledgement is overdue.
             logger.warning("pull not withdrawn: %s", error)
 
-    def unfetched(self) -> list[Msg]:
-        """Take out what arrived after its fetch was cancelled."""
-        messages = list(self._messages)
-        self._messages.clear()
+    @property
+    def is_empty(self) -> bool:
+        """Whether no message waits for a fetch."""
+        return not self._messages
+
+    def unfetched(self, min_age_s: float = 0.0) -> list[Msg]:
+        """Take out what arrived after its fetch was cancelled and lies here for so long: younger
+        messages may be those of a fetch under way."""
+        latest_s = time.monotonic() - min_age_s
+        messages: list[Msg] = []
+        while self._messages and self._messages[0][0] <= latest_s:
+            messages.append(self._messages.popleft()[1])
         return messages

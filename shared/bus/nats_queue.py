@@ -156,11 +156,14 @@ class NatsWorkQueue(Generic[M]):
     async def _give_back_later(self) -> None:
         """The next `take` may have what a cancelled one received, but not a stale task that the
         server is about to give to someone else."""
-        await asyncio.sleep(self._limits.ack_wait_s / 4)
-        await self._give_back()
+        patience_s = self._limits.ack_wait_s / 4
+        await asyncio.sleep(patience_s)
+        while not self._inbox.is_empty:
+            await self._give_back(patience_s)
+            await asyncio.sleep(patience_s)
 
-    async def _give_back(self) -> None:
-        for raw in self._inbox.unfetched():
+    async def _give_back(self, min_age_s: float = 0.0) -> None:
+        for raw in self._inbox.unfetched(min_age_s):
             try:
                 await self._task(raw).nak()
             except BusError as error:
