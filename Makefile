@@ -44,7 +44,7 @@ check: $(STAMP) ## Lint, format, types, import contracts, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "unit or contract or architecture"
+	$(BIN)/python -m pytest -q tests/unit tests/contract tests/architecture
 
 .PHONY: format
 format: $(STAMP) ## Format the code and apply safe lint fixes
