@@ -74,6 +74,7 @@ class PullInbox:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
             await asyncio.wait([ended])
+            ended.exception()  # seen; a bus that is gone fails the next fetch as well
             raise
         return self._status
 
