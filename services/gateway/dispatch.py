@@ -142,6 +142,8 @@ class Dispatcher:
         self, request: RequestDescriptor, items: Sequence[MediaItem]
     ) -> Iterator[EncodeTask]:
         """One task for each item, or one for each of its parts."""
+        if not items:
+            return
         numbers = numbers_of_parts(
             items,
             num_encoders=num_free(self._encoders(), self._index.claims()),

@@ -18,7 +18,7 @@ from services.gateway.gateway import open_gateway
 from services.gateway.model import ServedModel
 from services.gateway.settings import GatewaySettings
 from services.local_engine import LocalEngine
-from shared.messages.control import Registration, Role
+from shared.messages.control import Role
 from shared.messages.descriptor import (
     GrammarSpec,
     RequestDescriptor,
@@ -56,9 +56,6 @@ class AllServed:
 
     def is_gone(self, worker: WorkerRef) -> bool:
         return False
-
-    def live(self) -> list[Registration]:
-        return []
 
 
 class System:

@@ -21,13 +21,14 @@ from services.planner.online.planner import Actuator, Planner
 from shared.bus import subjects
 from shared.bus.base import Headers
 from shared.bus.memory_bus import MemoryBus
-from shared.messages.control import Registration, Role, RolePhase, RoleReport, RoleRequest
+from shared.messages.control import Role, RolePhase, RoleReport, RoleRequest
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.messages.telemetry import SpanBatch, SpanRecord
 from shared.messages.work import PrefillTask
 from shared.runtime.registration import RegistrationHeartbeat
 from shared.runtime.role_control import request_switch
 from shared.telemetry import names
+from tests.support.registrations import registered
 
 MODEL = "m"
 E, P, D = Role.ENCODE, Role.PREFILL, Role.DECODE
@@ -40,15 +41,7 @@ class StandIn:
     def __init__(self, bus: MemoryBus, name: str, *stages: Role, model: str = MODEL) -> None:
         self._bus = bus
         self.me = WorkerRef(name=name, incarnation=1)
-        registration = Registration(
-            worker=self.me,
-            stages=stages,
-            model=model,
-            compatibility="c",
-            host="h",
-            pid=1,
-            ready=True,
-        )
+        registration = registered(self.me, *stages, model=model)
         self.heartbeat = RegistrationHeartbeat(bus, registration, ttl_s=60.0)
         self.refuses = False
         self.asked: list[tuple[Role, ...]] = []

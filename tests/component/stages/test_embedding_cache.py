@@ -15,13 +15,14 @@ from services.local_engine import LocalEngine
 from services.prefill.settings import PrefillSettings
 from shared.bus import subjects
 from shared.messages.codec import encode
-from shared.messages.control import Registration, Role
+from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.messages.refs import EmbeddingClaim
 from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
 from tests.support.demo_engine import plates
+from tests.support.registrations import registered
 from tests.support.stages import GATEWAY, MEDIA, MODEL, Pipeline, running_pipeline
 
 NUM_TOKENS = 6
@@ -181,16 +182,7 @@ async def test_whoever_joined_an_encoder_that_dies_is_answered_all_the_same(
     async with running(folder) as system:
         bus = system.pipeline.bus
         workers = await bus.key_value(subjects.WORKERS_BUCKET, ttl_s=6.0)
-        registration = Registration(
-            worker=ghost,
-            stages=(Role.ENCODE,),
-            model=MODEL,
-            compatibility="",
-            host="h",
-            pid=1,
-            ready=True,
-        )
-        await workers.put("ghost", encode(registration))
+        await workers.put("ghost", encode(registered(ghost, Role.ENCODE, model=MODEL)))
         bucket = await bus.key_value(subjects.EMBEDDINGS_BUCKET, ttl_s=subjects.EMBEDDINGS_TTL_S)
         claim = EmbeddingClaim(
             content_key=joined[0].media[0].content_key,

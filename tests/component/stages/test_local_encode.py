@@ -10,11 +10,12 @@ from bench.prompts import PromptMaker
 from services.local_engine import LocalEngine
 from shared.bus import subjects
 from shared.messages.codec import encode
-from shared.messages.control import Registration, Role
+from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.messages.refs import EmbeddingClaim
 from shared.runtime.host import ModelFolder
 from tests.support.demo_engine import plates
+from tests.support.registrations import registered
 from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
 
 BUSY = WorkerRef(name="busy", incarnation=1)
@@ -27,16 +28,7 @@ async def beside_a_busy_encoder(folder: ModelFolder) -> AsyncIterator[Pipeline]:
     async with running_pipeline(folder, topology="1EP 1D") as pipeline:
         bucket = await pipeline.bus.key_value(subjects.WORKERS_BUCKET, ttl_s=60.0)
         for me in (BUSY, pipeline.workers[Role.PREFILL].me):
-            registration = Registration(
-                worker=me,
-                stages=(Role.ENCODE,),
-                model=MODEL,
-                compatibility="",
-                host="h",
-                pid=1,
-                ready=True,
-            )
-            await bucket.put(me.name, encode(registration))
+            await bucket.put(me.name, encode(registered(me, Role.ENCODE, model=MODEL)))
         yield pipeline
         await pipeline.settled()
 

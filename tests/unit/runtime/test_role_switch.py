@@ -8,6 +8,7 @@ from shared.messages.control import Registration, Role, RolePhase, RoleRequest
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.role_rules import RefusalKind, SwitchRefused, check_switch, parse_role
 from shared.runtime.role_switch import MAX_REMEMBERED, RoleSwitch
+from tests.support.registrations import registered
 
 ME = WorkerRef(name="w", incarnation=7)
 E, P, D = Role.ENCODE, Role.PREFILL, Role.DECODE
@@ -88,18 +89,6 @@ def test_answers_are_remembered_within_bounds_and_the_running_one_always() -> No
         switch.asked(request(f"b{number}", E), 0.0)
     assert len(switch._answers) == MAX_REMEMBERED
     assert switch.drained(1.0).switch_id == "a"
-
-
-def registered(name: str, *stages: Role, ready: bool = True, model: str = "m") -> Registration:
-    return Registration(
-        worker=WorkerRef(name=name, incarnation=1),
-        stages=stages,
-        model=model,
-        compatibility="c",
-        host="h",
-        pid=1,
-        ready=ready,
-    )
 
 
 @pytest.mark.parametrize(
