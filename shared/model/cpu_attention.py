@@ -8,7 +8,6 @@ longer sequences are `PromptPlan`'s; other number formats and head sizes go to `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import torch
 from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionPlan, SdpaAttention
 from shared.model.batch import ForwardBatch
+from shared.model.kernel_plan import KernelPlan, with_packed_heads
 from shared.model.kernels.choice import has_compiled_kernels
 from shared.model.kernels.narrow import VECTOR_LANES
 from shared.model.kernels.team import run_on_team
@@ -50,7 +50,7 @@ def _compile_for(dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:
         kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
     for kernel in kernels:
-        kernel.address  # noqa: B018 - compiles
+        kernel.compile()
 
 
 def _is_decode(batch: ForwardBatch) -> bool:
@@ -67,7 +67,7 @@ def _is_supported(kv: KvCache) -> bool:
     )
 
 
-class PagedPlan:
+class PagedPlan(KernelPlan):
     """Reading plan of a step of single tokens."""
 
     def __init__(
@@ -75,9 +75,8 @@ class PagedPlan:
     ) -> None:
         from shared.model.kernels import pages
 
-        self._kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.data.dtype]).address
-        self._windows = sliding_windows or tuple(repeat(None, kv.geometry.num_layers))
-        self._tables = batch.block_tables.contiguous()
+        kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.data.dtype]).address
+        super().__init__(kernel, batch, kv, sliding_windows)
         self._contexts = batch.context_lens.contiguous()
         self._max_context = int(batch.context_lens.max())
 
@@ -86,8 +85,7 @@ class PagedPlan:
     ) -> torch.Tensor:
         """As `AttentionPlan.attend`; `k` and `v` are in the cache already and are read there."""
         num_seqs, num_heads, head_dim = q.shape
-        if q.stride()[1:] != (head_dim, 1):
-            q = q.contiguous()
+        q = with_packed_heads(q)
         keys, values = kv.layer_slots(layer)
         out = torch.empty(num_seqs, num_heads * head_dim, dtype=q.dtype)
         arguments = np.array(

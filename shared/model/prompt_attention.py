@@ -6,7 +6,7 @@ the cache is copied or gathered, and no mask is built. `shared/model/kernels/pro
 
 from __future__ import annotations
 
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
+from shared.model.kernel_plan import KernelPlan, with_packed_heads
 from shared.model.kernels.scratch import scratch
 from shared.model.kernels.team import run_on_team
 
@@ -23,7 +24,7 @@ BLOCKS = 16
 """Blocks of queries in a piece of work: keys are arranged once for all of them."""
 
 
-class PromptPlan:
+class PromptPlan(KernelPlan):
     """Reading plan of a step whose sequences bring any number of tokens."""
 
     def __init__(
@@ -32,9 +33,8 @@ class PromptPlan:
         from shared.model.kernels import prompts
 
         self._prompts: Any = prompts
-        self._kernel: int = getattr(prompts, KERNEL_OF_DTYPE[kv.data.dtype]).address
-        self._windows = sliding_windows or tuple(repeat(None, kv.geometry.num_layers))
-        self._tables = batch.block_tables.contiguous()
+        kernel: int = getattr(prompts, KERNEL_OF_DTYPE[kv.data.dtype]).address
+        super().__init__(kernel, batch, kv, sliding_windows)
         self._bounds: list[int] = batch.cu_seqlens_q.tolist()
         self._places = _places(batch)
         stops = self._places + 1 if batch.attend_stops is None else batch.attend_stops
@@ -46,8 +46,7 @@ class PromptPlan:
     ) -> torch.Tensor:
         """As `AttentionPlan.attend`; `k` and `v` are in the cache already and are read there."""
         num_tokens, num_heads, head_dim = q.shape
-        if q.stride()[1:] != (head_dim, 1):
-            q = q.contiguous()
+        q = with_packed_heads(q)
         keys, values = kv.layer_slots(layer)
         pieces, num_blocks = self._work or self._divide(num_heads // keys.shape[1])
         room = self._prompts.scratch_values(head_dim, num_blocks)

@@ -33,9 +33,14 @@ class Kernel:
     def __init__(self, function: Callable[[Any], None]) -> None:
         self._function = function
 
-    @property
+    @cached_property
     def address(self) -> int:
+        """Of the function's entry. Asked for at every call, so it is looked up once."""
         return int(self._code.address)
+
+    def compile(self) -> None:
+        """Have the machine code now and not when the address is first asked for."""
+        _ = self.address
 
     @property
     def cache_hits(self) -> int:

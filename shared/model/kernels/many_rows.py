@@ -82,15 +82,7 @@ class ManyRows:
             (
                 0,
                 0,
-                x.shape[0],
-                columns,
-                width,
-                x.data_ptr(),
-                x.stride(0),
-                weight.data_ptr(),
-                0 if scale is None else scale.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                out.data_ptr(),
+                *operands(x, weight, scale, bias, out),
                 scratch("panels", num_panels, products.panel_values(width)).data_ptr(),
                 scratch("team", torch.get_num_threads(), room).data_ptr(),
                 room,
@@ -105,6 +97,27 @@ class ManyRows:
     def _rows_at_a_time(self, width: int) -> int:
         num_panels = MAX_PANEL_BYTES // (4 * self._products.panel_values(width))
         return int(max(1, num_panels) * self._products.BLOCK_ROWS)
+
+
+def operands(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> tuple[int, ...]:
+    """Sizes and addresses of a product, in the order in which argument blocks of kernels for few
+    and for many rows have them. The caller keeps the tensors alive."""
+    return (
+        x.shape[0],
+        *weight.shape,
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+    )
 
 
 def blocks_at_a_time(num_blocks: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shared.model.kernels.many_rows import ManyRows
+from shared.model.kernels.many_rows import ManyRows, operands
 from shared.model.kernels.scratch import scratch
 from shared.model.kernels.team import run_on_team
 
@@ -108,21 +108,7 @@ def _few_rows(
     if x.stride(1) != 1:
         x = x.contiguous()
     out = torch.empty((*x.shape[:-1], columns), dtype=dtype)
-    arguments = np.array(
-        (
-            0,
-            x.shape[0],
-            columns,
-            width,
-            x.data_ptr(),
-            x.stride(0),
-            weight.data_ptr(),
-            0 if scale is None else scale.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-        ),
-        np.int64,
-    )
+    arguments = np.array((0, *operands(x, weight, scale, bias, out)), np.int64)
     run_on_team(kernel, arguments)
     return out
 
