@@ -21,7 +21,7 @@ from tests.support.audio_folders import (
     wav_file,
 )
 from tests.support.engine import Engine, Running
-from tests.support.exact_reference import make_exact
+from tests.support.exact_reference import greedy_tokens, make_exact
 
 TOLERANCE = 1e-10
 NUM_TOKENS = 64
@@ -81,15 +81,7 @@ def test_logits_and_greedy_tokens(audio_dir_of: Callable[[str], Path]) -> None:
 
     for chat in CHATS.values():
         inputs = hf_audio_inputs(folder, chat)
-        with torch.no_grad():
-            output = model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=NUM_TOKENS,
-                eos_token_id=-1,
-                pad_token_id=2,
-            )
-        theirs = output[0, inputs["input_ids"].shape[1] :].tolist()
+        theirs = greedy_tokens(model, inputs, NUM_TOKENS)
         assert engine.greedy(start(engine, folder, chat), NUM_TOKENS) == theirs
 
 

@@ -6,20 +6,16 @@ second one meets a warm cache.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from bench.prompts import PromptMaker
 from services.local_engine import LocalEngine
-from shared.demo import model_dir
-from shared.modelspec import ModelSpec
-from shared.runtime.host import ModelFolder
-from tests.support.cluster import Cluster, running_cluster
-from tests.support.mixed import Mixed, mixed_requests
+from tests.support.cluster import running_cluster
+from tests.support.load import ask_all
+from tests.support.mixed import Mixed, mixed_requests, tokens_of
 
 NUM_REQUESTS = 16
 CONCURRENCY = 8
@@ -36,19 +32,9 @@ def requests() -> list[Mixed]:
 
 
 @pytest.fixture(scope="module")
-def expected(requests: list[Mixed]) -> list[list[int]]:
+def expected(requests: list[Mixed], engine: LocalEngine, prompts: PromptMaker) -> list[list[int]]:
     """One process, one request at a time."""
-    spec = ModelSpec.load(model_dir())
-    engine = LocalEngine(ModelFolder(model_dir(), spec, spec.dtype, "cpu"))
-    prompts = PromptMaker(model_dir())
-    return [
-        list(
-            engine.generate(
-                prompts.request(r.pictures, r.question, r.sampling, preface=r.preface), r.pictures
-            )
-        )
-        for r in requests
-    ]
+    return [tokens_of(request, engine, prompts) for request in requests]
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -62,21 +48,8 @@ def test_the_tokens_are_those_of_one_process(
     flags = {"prefill": arguments, "encoder": narrow}
     with running_cluster(tmp_path, flags=flags) as cluster:
         for temperature in ("cold", "warm"):
-            answers = ask_all(cluster, requests)
+            answers = ask_all(cluster, requests, CONCURRENCY)
             for number, (answer, tokens) in enumerate(zip(answers, expected, strict=True)):
                 assert answer == tokens, f"{temperature} request {number}: {requests[number]}"
         (worker,) = cluster.workers("prefill")
         assert (worker.metric("triptych_prompt_tokens_early_total") > 0) == overlap
-
-
-def ask_all(cluster: Cluster, requests: list[Mixed]) -> list[list[int]]:
-    url = f"{cluster.url}/v1/chat/completions"
-
-    def ask(request: Mixed) -> list[int]:
-        response = client.post(url, json=request.body(cluster.model))
-        assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
-        token_ids: list[int] = response.json()["choices"][0]["token_ids"]
-        return token_ids
-
-    with httpx.Client(timeout=120.0) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
-        return list(pool.map(ask, requests))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from PIL import Image
@@ -26,7 +24,9 @@ from shared.messages.work import FIRST_TOKEN_BYTES
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from tests.support.cluster import Cluster, running_cluster
-from tests.support.mixed import Mixed, mixed_requests
+from tests.support.exact_reference import greedy_tokens
+from tests.support.load import ask_all
+from tests.support.mixed import Mixed, mixed_requests, tokens_of
 
 NUM_REQUESTS = 200
 CONCURRENCY = 12
@@ -49,26 +49,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def answers(cluster: Cluster, requests: list[Mixed]) -> list[list[int]]:
     """Every request's token ids through the pipeline."""
-    with httpx.Client(timeout=120.0) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
-        return list(pool.map(lambda request: _ask(client, cluster, request), requests))
+    return ask_all(cluster, requests, CONCURRENCY)
 
 
-def _ask(client: httpx.Client, cluster: Cluster, request: Mixed) -> list[int]:
-    response = client.post(f"{cluster.url}/v1/chat/completions", json=request.body(cluster.model))
-    assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
-    (choice,) = response.json()["choices"]
-    assert choice["finish_reason"] == "length"
-    token_ids: list[int] = choice["token_ids"]
-    return token_ids
-
-
-def test_the_pipeline_equals_one_process(answers: list[list[int]], requests: list[Mixed]) -> None:
-    spec = ModelSpec.load(model_dir())
-    engine = LocalEngine(ModelFolder(model_dir(), spec, spec.dtype, "cpu"))
-    prompts = PromptMaker(model_dir())
+def test_the_pipeline_equals_one_process(
+    answers: list[list[int]], requests: list[Mixed], engine: LocalEngine, prompts: PromptMaker
+) -> None:
     for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-        descriptor = prompts.request(request.pictures, request.question, request.sampling)
-        expected = list(engine.generate(descriptor, request.pictures))
+        expected = tokens_of(request, engine, prompts)
         assert answer == expected, f"request {number}: {request.question!r} {request.sampling}"
 
 
@@ -128,18 +116,7 @@ class Reference:
     def generate(self, request: Mixed) -> list[int]:
         """Greedy token ids, as many as the request asks for."""
         inputs = self._inputs(request)
-        num_prompt = inputs["input_ids"].shape[1]
-        with torch.inference_mode():
-            output = self._model.generate(
-                **inputs,
-                do_sample=False,
-                min_new_tokens=None,
-                max_new_tokens=request.sampling.max_tokens,
-                eos_token_id=-1,
-                pad_token_id=0,
-            )
-        token_ids: list[int] = output[0, num_prompt:].tolist()
-        return token_ids
+        return greedy_tokens(self._model, inputs, request.sampling.max_tokens)
 
     def _inputs(self, request: Mixed) -> dict[str, torch.Tensor]:
         parts = [{"type": "image"}] * len(request.pictures)

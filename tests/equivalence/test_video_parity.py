@@ -19,7 +19,7 @@ from shared.media.video import VideoLimits, probe_video
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec
 from tests.support.engine import Engine, Running
-from tests.support.exact_reference import make_exact
+from tests.support.exact_reference import greedy_tokens, make_exact
 from tests.support.models import load_reference
 from tests.support.video_folders import VIDEO_FAMILIES, clip_file, media_prompt
 from tests.support.vision_folders import picture_file
@@ -103,13 +103,5 @@ def test_logits_and_greedy_tokens(name: str, video_dir_of: Callable[[str], Path]
 
     for chat in CHATS.values():
         inputs = reference_inputs(folder, chat)
-        with torch.no_grad():
-            output = model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=NUM_TOKENS,
-                eos_token_id=-1,
-                pad_token_id=2,
-            )
-        theirs = output[0, inputs["input_ids"].shape[1] :].tolist()
+        theirs = greedy_tokens(model, inputs, NUM_TOKENS)
         assert engine.greedy(start(engine, folder, chat), NUM_TOKENS) == theirs

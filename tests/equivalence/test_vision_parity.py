@@ -17,7 +17,7 @@ import transformers
 from services.encoder.preprocess import PicturePreprocessor
 from shared.media.picture import PictureLimits
 from tests.support.engine import Engine, Running
-from tests.support.exact_reference import make_exact
+from tests.support.exact_reference import greedy_tokens, make_exact
 from tests.support.models import quiet
 from tests.support.vision_families import VISION_FAMILY_NAMES
 from tests.support.vision_folders import hf_inputs, hf_processor, our_prompt, picture_file
@@ -82,10 +82,5 @@ def test_logits_and_greedy_tokens(setup: tuple[Path, Any, Any]) -> None:
 
     chat = CHATS["three pictures"]
     inputs = hf_inputs(processor, chat)
-    with torch.no_grad():
-        output = model.generate(
-            **inputs, do_sample=False, max_new_tokens=NUM_TOKENS, eos_token_id=-1, pad_token_id=2
-        )
-    theirs = output[0, inputs["input_ids"].shape[1] :].tolist()
-    assert len(theirs) == NUM_TOKENS
+    theirs = greedy_tokens(model, inputs, NUM_TOKENS)
     assert engine.greedy(start(engine, folder, chat), NUM_TOKENS) == theirs

@@ -8,6 +8,7 @@ part is touched: towers run the same transformers code on both sides.
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ def make_exact(reference: Any) -> None:
             module.forward = types.MethodType(_norm, module)
         elif name.endswith("TopKRouter"):
             module.forward = types.MethodType(_route, module)
+
+
+def greedy_tokens(reference: Any, inputs: Mapping[str, torch.Tensor], num_tokens: int) -> list[int]:
+    """What the reference's own `generate` adds to the inputs, without regard to end tokens."""
+    with torch.no_grad():
+        output = reference.generate(
+            **inputs, do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1, pad_token_id=2
+        )
+    token_ids: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
+    assert len(token_ids) == num_tokens
+    return token_ids
 
 
 def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:

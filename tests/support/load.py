@@ -17,7 +17,7 @@ import httpx
 from bench.prompts import PromptMaker
 from services.local_engine import LocalEngine
 from tests.support.cluster import Cluster, Process
-from tests.support.mixed import Mixed
+from tests.support.mixed import Mixed, tokens_of
 
 NUM_CLIENTS = 8
 ANSWER_TIMEOUT_S = 120.0
@@ -75,6 +75,25 @@ def under_load(cluster: Cluster, requests: Sequence[Mixed]) -> Iterator[Load]:
             asking.result()
 
 
+def ask_all(cluster: Cluster, requests: Sequence[Mixed], num_clients: int) -> list[list[int]]:
+    """Every request once; the token ids of each whole answer."""
+    url = f"{cluster.url}/v1/chat/completions"
+
+    def ask(request: Mixed) -> list[int]:
+        response = client.post(url, json=request.body(cluster.model))
+        assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
+        (choice,) = response.json()["choices"]
+        assert choice["finish_reason"] == "length"
+        token_ids: list[int] = choice["token_ids"]
+        return token_ids
+
+    with (
+        httpx.Client(timeout=ANSWER_TIMEOUT_S, trust_env=False) as client,
+        ThreadPoolExecutor(num_clients) as pool,
+    ):
+        return list(pool.map(ask, requests))
+
+
 def check(answers: Answers, engine: LocalEngine, prompts: PromptMaker, cluster: Cluster) -> None:
     """Every answer is whole and has the tokens of one process."""
     expected: dict[Mixed, list[int]] = {}
@@ -82,8 +101,7 @@ def check(answers: Answers, engine: LocalEngine, prompts: PromptMaker, cluster: 
     for request, response in answers:
         assert response.status_code == 200, f"{response.text}\n{cluster.logs()}"
         if request not in expected:
-            descriptor = prompts.request(request.pictures, request.question, request.sampling)
-            expected[request] = list(engine.generate(descriptor, request.pictures))
+            expected[request] = tokens_of(request, engine, prompts)
         assert response.json()["choices"][0]["token_ids"] == expected[request]
 
 
@@ -120,9 +138,9 @@ def left_over(cluster: Cluster) -> dict[str, float]:
     }
 
 
-def assert_settled(cluster: Cluster) -> None:
+def assert_settled(cluster: Cluster, patience_s: float = PATIENCE_S) -> None:
     """Soon nothing is held any more."""
-    give_up_at = time.monotonic() + PATIENCE_S
+    give_up_at = time.monotonic() + patience_s
     while left := left_over(cluster):
         assert time.monotonic() < give_up_at, f"left over: {left}\n{cluster.logs()}"
         time.sleep(0.1)

@@ -12,8 +12,10 @@ from PIL import Image
 
 from bench.accuracy import png
 from bench.client import chat_body
+from bench.prompts import PromptMaker
 from examples.plates.draw import draw
 from examples.plates.specs import plate_spec, shapes_spec
+from services.local_engine import LocalEngine
 from shared.messages.descriptor import SamplingParams
 
 QUESTIONS = (
@@ -86,3 +88,11 @@ def _sampling(rng: random.Random) -> SamplingParams:
         seed=rng.randrange(2**32),
         max_tokens=max_tokens,
     )
+
+
+def tokens_of(request: Mixed, engine: LocalEngine, prompts: PromptMaker) -> list[int]:
+    """What one process answers when it is asked nothing else."""
+    descriptor = prompts.request(
+        request.pictures, request.question, request.sampling, preface=request.preface
+    )
+    return list(engine.generate(descriptor, request.pictures))

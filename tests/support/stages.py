@@ -20,7 +20,7 @@ from shared.bus.memory_bus import MemoryBus
 from shared.bus.memory_hub import MemoryHub
 from shared.messages.codec import encode
 from shared.messages.control import CancelRequest, Role
-from shared.messages.descriptor import RequestDescriptor, WorkerRef
+from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
 from shared.messages.events import Event, EventBatch, TokenEvent
 from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask, PrefillTask
@@ -30,6 +30,7 @@ from shared.runtime.settings import ModelSettings
 from shared.runtime.topology import name_of, parse_topology
 from shared.runtime.worker import Worker
 from shared.runtime.worker_settings import WorkerSettings
+from shared.text.prompt import Prompt
 from shared.transport.base import Segment
 from shared.transport.loopback import LoopbackNetwork, LoopbackTransport
 
@@ -37,6 +38,21 @@ MODEL = "test-model"
 GATEWAY = WorkerRef(name="gateway", incarnation=1)
 MEDIA = {"ttl_s": 600.0, "max_bytes": 64 * 1024 * 1024}
 _numbers = itertools.count(1)
+
+
+def greedy_request(prompt: Prompt, name: str, *, max_tokens: int) -> RequestDescriptor:
+    """A prompt as a gateway would send it, with all the time in the world."""
+    return RequestDescriptor(
+        request_id=name,
+        attempt=0,
+        gateway=GATEWAY,
+        model=MODEL,
+        prompt_token_ids=prompt.token_ids,
+        media=prompt.media,
+        sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens),
+        created_unix_s=0.0,
+        deadline_unix_s=4e9,
+    )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from services.encoder.executor import EncodeExecutor
 from services.encoder.preprocess import PicturePreprocessor, open_preprocessor
@@ -31,19 +31,12 @@ from tests.support.audio_folders import (
     load_audio_reference,
     wav_file,
 )
+from tests.support.tensors import tensors_of
 
 FolderOf = Callable[[str], Path]
 LANGUAGE = re.compile(r"language_model\.|^lm_head\.")
 FILES = [wav_file(n, seed) for seed, n in enumerate((321, 9_999, 48_000, 24_160, 47_999))]
 MP3 = encoded_file("mp3", "libmp3lame", 20_011, rate_hz=44_100)
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
 
 
 def test_ids_rows_and_spectra_equal_the_processor_s(audio_dir_of: FolderOf) -> None:

@@ -11,23 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from shared.errors import ModelLoadError, SettingsError, UnsupportedModel
 from shared.model.loader import load_language_model, load_tower
 from shared.modelspec import ModelSpec
 from shared.runtime.model_dir import find_model_dir
 from tests.support.models import FAMILIES, VISION_FAMILIES, build_tiny_model
+from tests.support.tensors import tensors_of
 
 ModelDirs = Callable[[str], Path]
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
 
 
 def rewrite(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from services.encoder.preprocess import PicturePreprocessor
 from shared.errors import ModelLoadError
@@ -19,6 +19,7 @@ from shared.media.picture import PictureLimits
 from shared.model.loader import load_language_model, load_tower
 from shared.modelspec import ModelSpec
 from tests.support.models import quiet
+from tests.support.tensors import tensors_of
 from tests.support.vision_families import VISION_FAMILY_NAMES
 from tests.support.vision_folders import (
     build_vision_folder,
@@ -36,14 +37,6 @@ CHAT: list[str | bytes] = [
     picture_file(5, 5, 2),
     picture_file(61, 47, 3),
 ]
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
 
 
 def image_features(name: str, folder: Path, inputs: Any) -> torch.Tensor:

@@ -6,29 +6,19 @@ from pathlib import Path
 
 from services.local_engine import LocalEngine
 from shared.errors import FailureKind
-from shared.messages.descriptor import RequestDescriptor, SamplingParams
+from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import FailedEvent
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from tests.support.audio_folders import audio_prompt, build_audio_folder, encoded_file, wav_file
-from tests.support.stages import GATEWAY, MODEL, running_pipeline
+from tests.support.stages import greedy_request, running_pipeline
 
 FILES = [wav_file(12_347), encoded_file("flac", "flac", 7_777, 4), wav_file(321, 2)]
 
 
 def asked(folder: Path, name: str) -> RequestDescriptor:
     prompt = audio_prompt(folder, [*FILES, "what?"])
-    return RequestDescriptor(
-        request_id=name,
-        attempt=0,
-        gateway=GATEWAY,
-        model=MODEL,
-        prompt_token_ids=prompt.token_ids,
-        media=prompt.media,
-        sampling=SamplingParams(temperature=0.0, max_tokens=12),
-        created_unix_s=0.0,
-        deadline_unix_s=4e9,
-    )
+    return greedy_request(prompt, name, max_tokens=12)
 
 
 async def test_tokens_equal_the_local_engine(tmp_path: Path) -> None:

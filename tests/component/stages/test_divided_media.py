@@ -19,7 +19,7 @@ from shared.bus import subjects
 from shared.demo import model_dir
 from shared.messages.codec import encode
 from shared.messages.control import Role
-from shared.messages.descriptor import RequestDescriptor, SamplingParams, WorkerRef
+from shared.messages.descriptor import RequestDescriptor, WorkerRef
 from shared.messages.refs import EmbeddingClaim, EmbeddingDivision
 from shared.modelspec import ModelSpec
 from shared.runtime.embedding_index import EmbeddingIndex
@@ -27,7 +27,7 @@ from shared.runtime.host import ModelFolder
 from shared.runtime.media_parts import parts_of
 from shared.runtime.settings import ModelSettings
 from shared.text.prompt import Prompt
-from tests.support.stages import GATEWAY, MEDIA, MODEL, Pipeline, running_pipeline
+from tests.support.stages import MEDIA, MODEL, Pipeline, greedy_request, running_pipeline
 from tests.support.video_folders import clip_file, media_prompt
 from tests.support.vision_folders import build_vision_folder, our_prompt, picture_file
 
@@ -56,17 +56,7 @@ def answer(folder: ModelFolder) -> list[int]:
 
 
 def request_of(prompt: Prompt, name: str) -> RequestDescriptor:
-    return RequestDescriptor(
-        request_id=name,
-        attempt=0,
-        gateway=GATEWAY,
-        model=MODEL,
-        prompt_token_ids=prompt.token_ids,
-        media=prompt.media,
-        sampling=SamplingParams(temperature=0.0, max_tokens=8),
-        created_unix_s=0.0,
-        deadline_unix_s=4e9,
-    )
+    return greedy_request(prompt, name, max_tokens=8)
 
 
 def about_clip(folder: ModelFolder, name: str) -> RequestDescriptor:

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from services.local_engine import LocalEngine
-from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
-from tests.support.stages import GATEWAY, MODEL, running_pipeline
+from tests.support.stages import greedy_request, running_pipeline
 from tests.support.video_folders import (
     VIDEO_FAMILIES,
     build_video_folder,
@@ -27,17 +26,7 @@ async def test_tokens_equal_the_local_engine(name: str, tmp_path: Path) -> None:
     spec = ModelSpec.load(build_video_folder(name, tmp_path))
     folder = ModelFolder(tmp_path, spec, spec.dtype, "cpu")
     prompt = media_prompt(tmp_path, [*FILES, "what?"])
-    request = RequestDescriptor(
-        request_id="mixed",
-        attempt=0,
-        gateway=GATEWAY,
-        model=MODEL,
-        prompt_token_ids=prompt.token_ids,
-        media=prompt.media,
-        sampling=SamplingParams(temperature=0.0, max_tokens=12),
-        created_unix_s=0.0,
-        deadline_unix_s=4e9,
-    )
+    request = greedy_request(prompt, "mixed", max_tokens=12)
     async with running_pipeline(folder) as pipeline:
         await pipeline.submit(request, FILES)
         answer = await pipeline.tokens_of("mixed")

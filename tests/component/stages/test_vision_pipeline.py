@@ -14,6 +14,7 @@ from services.local_engine import LocalEngine
 from shared.messages.descriptor import SamplingParams
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
+from tests.support.exact_reference import greedy_tokens
 from tests.support.models import quiet
 from tests.support.stages import GATEWAY, MODEL, running_pipeline
 from tests.support.vision_folders import (
@@ -64,13 +65,5 @@ def of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     answers = {}
     for job, pictures in JOBS.items():
         inputs = hf_inputs(processor, [*pictures, "what?"])
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=NUM_TOKENS,
-                eos_token_id=-1,
-                pad_token_id=2,
-            )
-        answers[job] = output[0, inputs["input_ids"].shape[1] :].tolist()
+        answers[job] = greedy_tokens(model, inputs, NUM_TOKENS)
     return answers
