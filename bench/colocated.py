@@ -25,9 +25,9 @@ from rich.progress import track
 from bench.client import chat_body, stream
 from bench.delayed.report import plot_bars, table
 from bench.mixed_worker import LongPrompts
-from bench.prefix_cache import free_ports
 from bench.prompts import PromptMaker
 from bench.server import running_server
+from services.launcher.ports import free_ports
 from shared.demo import model_dir
 from shared.telemetry import names
 

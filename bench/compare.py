@@ -30,8 +30,9 @@ import httpx
 from bench.client import Timed, chat_body, stream
 from bench.floors import Floors, measure_floors
 from bench.peers import PEERS, peers_home
-from bench.processes import START_TIMEOUT_S, ForeignLoad, free_port, running
+from bench.processes import START_TIMEOUT_S, ForeignLoad, running
 from bench.workloads import WORKLOADS, Prompts, Workload, workloads_named
+from services.launcher.ports import free_port
 
 TOPOLOGIES = {"triptych": (), "triptych-1": ("--topology", "1EPD")}
 """Our own sides: all stages apart, and all in one process."""

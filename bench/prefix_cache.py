@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import socket
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from bench.prompts import PromptMaker
 from bench.server import running_server
 from examples.plates.draw import draw
 from examples.plates.specs import plate_spec
+from services.launcher.ports import free_ports
 from shared.demo import model_dir
 from shared.text.prompt import ChatMessage
 
@@ -173,19 +173,6 @@ class Trace:
             for sample in family.samples
             if sample.name.startswith("triptych_prefix_cache_")
         }
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
-    for first in range(random.randrange(20_000, 30_000), 60_000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise RuntimeError(f"no {count} free ports in a row")
 
 
 if __name__ == "__main__":

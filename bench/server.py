@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from services.launcher.ports import free_port
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
@@ -19,9 +20,7 @@ STOP_TIMEOUT_S = 60.0
 @contextmanager
 def running_server(arguments: Sequence[str] = ()) -> Iterator[str]:
     """Start everything, yield the base URL once it is ready, stop everything."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "services.cli", "up", "--port", str(port), *arguments]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ

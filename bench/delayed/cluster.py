@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 
 from bench.delayed.profiles import SCALED_SETTINGS
-from bench.processes import free_port
 from services.launcher import nats_server
+from services.launcher.ports import free_port
 from services.planner.perf_model import PerformanceModel
 from shared.demo import model_dir
 from shared.runtime.lifecycle import DIE_WITH_PARENT

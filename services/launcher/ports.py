@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import socket
+from collections.abc import Iterator
 
 from shared.errors import SettingsError
 
+LOCALHOST = "127.0.0.1"
+_PORTS = range(18_000, 32_768)
+"""Below what Linux, macOS and Windows give to outgoing connections: any connection of this machine
+could otherwise take a port in the time between our choice and its owner's start."""
 
-def free_port(host: str) -> int:
-    """A port that nothing listens on now; somebody else may still take it before we do."""
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+
+def _walk() -> Iterator[int]:
+    """Every port again and again from a random one on, so that none is chosen twice in a row."""
+    start = random.randrange(len(_PORTS))
+    while True:
+        yield _PORTS[start % len(_PORTS)]
+        start += 1
+
+
+_NEXT = _walk()
+
+
+def free_port(host: str = LOCALHOST) -> int:
+    """A port that nothing listens on; see `free_ports`."""
+    return free_ports(1, host)
+
+
+def free_ports(count: int, host: str = LOCALHOST) -> int:
+    """The first of `count` ports in a row that nothing listens on.
+
+    Another program that asks for one of them by number may still come before us. Raises `OSError`
+    where the host is none of this machine, or no port is free.
+    """
+    row: list[int] = []
+    for _ in range(len(_PORTS)):
+        port = next(_NEXT)
+        try:
+            with socket.socket(_family(host)) as probe:
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            row = []
+            continue
+        row = [*row, port] if row and port == row[-1] + 1 else [port]
+        if len(row) == count:
+            return row[0]
+    raise OSError(errno.EADDRINUSE, f"no {count} free ports in a row")
 
 
 def claim(host: str, port: int) -> int:

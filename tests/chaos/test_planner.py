@@ -15,12 +15,12 @@ import httpx
 import pytest
 
 from bench.prompts import PromptMaker
+from services.launcher.ports import free_port
 from services.local_engine import LocalEngine
 from shared.messages.descriptor import SamplingParams
 from tests.support.cluster import Cluster
 from tests.support.load import assert_settled, check, roles, switch, under_load, until
 from tests.support.mixed import Mixed
-from tests.support.nats_server import free_port
 
 pytestmark = pytest.mark.timeout(240)
 

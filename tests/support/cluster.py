@@ -20,10 +20,11 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.launcher.ports import free_port
 from shared.demo import model_dir
 from shared.messages.control import Role
 from shared.runtime.topology import parse_topology
-from tests.support.nats_server import NatsServer, free_port
+from tests.support.nats_server import NatsServer
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0

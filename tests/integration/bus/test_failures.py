@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from services.launcher.ports import free_port
 from shared.bus.limits import BusLimits, Storage
 from shared.bus.nats_bus import NatsBus
 from shared.errors import BusError
 from shared.messages.control import CancelRequest
-from tests.support.nats_server import NatsServer, free_port
+from tests.support.nats_server import NatsServer
 
 LIMITS = BusLimits(ack_wait_s=0.6, max_deliver=2)
 

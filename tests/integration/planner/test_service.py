@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 
+from services.launcher.ports import free_port
 from services.planner.online.command import serve
 from services.planner.online.settings import PlannerSettings
 from shared.bus import subjects
@@ -16,7 +17,7 @@ from shared.messages.work import DecodeTask
 from shared.runtime.lifecycle import Stop
 from shared.runtime.registration import RegistrationHeartbeat
 from shared.runtime.settings import BusSettings, ModelSettings
-from tests.support.nats_server import NatsServer, free_port
+from tests.support.nats_server import NatsServer
 
 MODEL = "advised"
 

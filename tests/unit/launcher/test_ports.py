@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from services.launcher.ports import claim, free_port, url_of
+from services.launcher.ports import claim, free_port, free_ports, url_of
 from shared.errors import SettingsError
 
 
@@ -15,6 +15,26 @@ def test_a_taken_port_is_said_before_anything_starts() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"--port = {port}: cannot listen on 127.0.0.1"):
             claim("127.0.0.1", port)
+
+
+def test_free_ports_differ_and_are_none_that_outgoing_connections_take() -> None:
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.connect(server.getsockname())
+        outgoing = client.getsockname()[1]
+        assert max(ports) < 32_768 <= outgoing
+
+
+def test_ports_in_a_row_go_around_a_taken_one() -> None:
+    first = free_ports(3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 4))
+        row = free_ports(3)
+        assert not row <= first + 4 < row + 3
+        assert [claim("127.0.0.1", port) for port in range(row, row + 3)] == [row, row + 1, row + 2]
 
 
 def test_a_free_port_is_claimed_as_it_is() -> None:

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from services.launcher.ports import free_port
 from shared.telemetry import metrics
 from shared.telemetry.http import Health, TelemetryEndpoint
 from shared.transport.base import TransportCounters
-from tests.support.nats_server import free_port
 
 
 def test_groups_share_a_registry_and_carry_the_prefix() -> None:
