@@ -17,6 +17,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 CODE := $(wildcard services shared examples bench)
+FAST_TESTS := tests/unit tests/contract tests/architecture
+# What may share the cores with other tests; the rest starts clusters that are timed, killed or filled.
+SHARED_TESTS := $(FAST_TESTS) tests/component tests/equivalence tests/gpu
+ALONE_TESTS := tests/integration tests/e2e tests/chaos
+# As many processes as cores (at most 4: each holds models); JOBS=0 runs all in one.
+JOBS ?= logical
+IN_PARALLEL := -n $(JOBS) --maxprocesses 4 --dist loadfile
 # Arguments for the command behind a target, e.g. make up ARGS="--decodes 2"
 ARGS ?=
 
@@ -24,7 +31,7 @@ ARGS ?=
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' \
 	| awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
-	@echo "  Variables: PYTHON= VENV= EXTRAS= TORCH_INDEX= ARGS="
+	@echo "  Variables: PYTHON= VENV= EXTRAS= TORCH_INDEX= JOBS= ARGS="
 
 .PHONY: demo
 demo: $(STAMP) ## Start every service on a small model, ask about a picture, stop
@@ -36,7 +43,8 @@ up: $(STAMP) ## Start every service and serve on http://127.0.0.1:8000
 
 .PHONY: test
 test: $(STAMP) ## Run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(SHARED_TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(ALONE_TESTS) $(ARGS)
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import contracts, fast tests
@@ -44,7 +52,7 @@ check: $(STAMP) ## Lint, format, types, import contracts, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit tests/contract tests/architecture
+	$(BIN)/python -m pytest -q $(IN_PARALLEL) $(FAST_TESTS)
 
 .PHONY: format
 format: $(STAMP) ## Format the code and apply safe lint fixes

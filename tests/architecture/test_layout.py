@@ -99,3 +99,12 @@ def test_the_search_for_symbols_finds_and_misses(tmp_path: Path) -> None:
     assert all(exists(module, symbol) for symbol in ("", "X", "Y", "A", "A.f", "g"))
     assert not any(exists(module, symbol) for symbol in ("Z", "A.h", "f", "X.y"))
     assert SYMBOL.findall("`a/b.py:C.d` and `a/b.py`") == [("a/b.py", "C.d"), ("a/b.py", "")]
+
+
+def test_make_test_runs_every_folder_of_tests(repository: Path) -> None:
+    rules = (repository / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"tests/\w+", rules))
+    assert named == {
+        f"tests/{path.parent.relative_to(repository / 'tests').parts[0]}"
+        for path in git_files(repository, "tests/**/test_*.py")
+    }
