@@ -1,1 +1,2 @@
-"""`triptych ask`: send pictures and a question, stream the answer, draw where the time went."""
+"""`triptych ask`: send pictures, clips, sounds and a question, stream the answer, draw where the
+time went."""

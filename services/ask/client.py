@@ -110,13 +110,10 @@ def _raise_for_status(response: httpx.Response) -> None:
 
 
 def chat_body(
-    model: str, picture_urls: Sequence[str], question: str, max_tokens: int | None
+    model: str, media: Sequence[dict[str, object]], question: str, max_tokens: int | None
 ) -> dict[str, Any]:
-    """An OpenAI chat request: the pictures in order, then the question."""
-    content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": url}} for url in picture_urls
-    ]
-    content.append({"type": "text", "text": question})
+    """An OpenAI chat request: the parts of media in order, then the question."""
+    content = [*media, {"type": "text", "text": question}]
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": content}],

@@ -1,4 +1,4 @@
-"""`triptych ask`: pictures and a question in, the answer and a waterfall out."""
+"""`triptych ask`: pictures, clips, sounds and a question in, the answer and a waterfall out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.ask.client import Client, chat_body
-from services.ask.picture import data_url, is_picture_name
+from services.ask.medium import is_file_name, part
 from services.ask.waterfall import print_waterfall
 from shared.errors import SettingsError
 from shared.runtime.flags import Parser
@@ -29,6 +29,7 @@ EXAMPLES = """\
 examples:
   triptych ask plate.png "What number is on the plate?"
   triptych ask before.jpg after.jpg "What has changed?" --max-tokens 200
+  triptych ask meeting.mp3 "What is said?"
   triptych ask "Say hello." --url http://10.0.0.5:8000"""
 
 
@@ -36,7 +37,7 @@ examples:
 class Question:
     """What to ask, and where. An empty `model` means the one that is served."""
 
-    pictures: tuple[Path, ...]
+    files: tuple[Path, ...]
     text: str
     url: str = DEFAULT_URL
     model: str = ""
@@ -56,8 +57,8 @@ def parse(argv: Sequence[str]) -> Question:
     """The command line as a question. Raises `SettingsError`."""
     parser = Parser(
         prog=PROG,
-        usage=f"{PROG} [PICTURE ...] QUESTION [OPTIONS]",
-        description="Asks a running server about pictures and shows where the time went.",
+        usage=f"{PROG} [FILE ...] QUESTION [OPTIONS]",
+        description="Asks a running server about what files show or sound, and draws where the time went.",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,8 +66,8 @@ def parse(argv: Sequence[str]) -> Question:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="PICTURE ... QUESTION",
-        help="picture files, then the question in quotes",
+        metavar="FILE ... QUESTION",
+        help="files of what the model is to see or hear, then the question in quotes",
     )
     url = os.environ.get("TRIPTYCH_URL", DEFAULT_URL)
     parser.add_argument("--url", default=url, help=f"server [default {url}; TRIPTYCH_URL]")
@@ -84,17 +85,17 @@ def parse(argv: Sequence[str]) -> Question:
 
 
 def question_from(arguments: argparse.Namespace) -> Question:
-    *pictures, text = arguments.words
+    *files, text = arguments.words
     if not text.strip():
         raise SettingsError("the question is empty")
-    if Path(text).is_file() or is_picture_name(text):
+    if Path(text).is_file() or is_file_name(text):
         raise SettingsError(f"the question is missing: it goes last, where {text!r} is")
     if not arguments.url.startswith(("http://", "https://")):
         raise SettingsError(f"--url = {arguments.url!r}: should begin with http:// or https://")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise SettingsError(f"--max-tokens = {arguments.max_tokens}: should be at least 1")
     return Question(
-        pictures=tuple(map(Path, pictures)),
+        files=tuple(map(Path, files)),
         text=text,
         url=arguments.url,
         model=arguments.model,
@@ -120,11 +121,11 @@ async def ask_until(stop: Stop, question: Question) -> None:
 
 async def ask(question: Question, console: Console, client: Client | None = None) -> None:
     """Stream the answer to the console, then draw its trace. Raises `AskError`."""
-    pictures = [data_url(path) for path in question.pictures]
+    parts = [part(path) for path in question.files]
     async with client or Client(question.url) as server:
         model = question.model or await server.first_model()
         await stream_answer(
-            server, chat_body(model, pictures, question.text, question.max_tokens), console
+            server, chat_body(model, parts, question.text, question.max_tokens), console
         )
         if question.shows_trace and server.trace_id:
             print_waterfall(await server.spans(), console)

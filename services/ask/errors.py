@@ -9,8 +9,8 @@ class AskError(TriptychError):
     """The question could not be asked or was not answered."""
 
 
-class BadPicture(AskError):
-    """A file is missing, unreadable or no picture."""
+class BadMedium(AskError):
+    """A file is missing, unreadable or neither picture, clip nor sound."""
 
 
 class ServerNotReachable(AskError):

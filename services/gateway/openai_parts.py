@@ -56,7 +56,7 @@ class InputAudio(_Schema):
     """A sound's file in base64. What it is its first bytes tell, whatever `format` says."""
 
     data: Annotated[str, Field(min_length=1)]
-    format: Literal["wav", "mp3", "flac"]
+    format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a"]
 
 
 class InputAudioPart(_Schema):

@@ -23,13 +23,16 @@ import numpy.typing as npt
 
 from shared.errors import FailureKind, RequestFailed
 
-FORMATS = ("WAV", "MP3", "FLAC")
+FORMATS = ("WAV", "MP3", "FLAC", "Ogg", "M4A")
 
-# A WAV file may hold nearly any codec; the reader itself would open any to learn more of it.
+# Most of the files may hold nearly any codec; the reader itself would open any to learn more of it.
 _CODECS = (
+    "aac",
+    "alac",
     "flac",
     "mp3",
     "mp3float",
+    "opus",
     "pcm_alaw",
     "pcm_f32le",
     "pcm_f64le",
@@ -38,6 +41,7 @@ _CODECS = (
     "pcm_s24le",
     "pcm_s32le",
     "pcm_u8",
+    "vorbis",
 )
 
 Samples = npt.NDArray[np.float32]
@@ -63,6 +67,10 @@ def format_of(data: bytes) -> str | None:
         return "wav"
     if data[:4] == b"fLaC":
         return "flac"
+    if data[:4] == b"OggS":
+        return "ogg"
+    if data[4:8] == b"ftyp":
+        return "mov"
     # A tag, or the eleven set bits that each frame begins with.
     if data[:3] == b"ID3" or (data[:1] == b"\xff" and data[1:2] and data[1] & 0xE0 == 0xE0):
         return "mp3"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 
+import av
 import numpy as np
 import pytest
 
@@ -69,6 +71,43 @@ def test_mp3_gives_about_what_went_in() -> None:
     np.testing.assert_array_equal(ours, again)
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "reader", "frame_samples"),
+    [
+        ("ogg", "libopus", "ogg", 960),
+        ("ipod", "aac", "mov", 1_024),
+        ("ipod", "alac", "mov", 0),
+    ],
+)
+def test_ogg_and_m4a_give_about_what_went_in(
+    container: str, codec: str, reader: str, frame_samples: int
+) -> None:
+    data = encoded_file(container, codec, 20_000)
+    assert format_of(data) == reader
+    ours = samples_of(data)
+    assert 20_000 <= len(ours) <= 20_000 + 2 * frame_samples
+    assert 0.1 < np.abs(ours).max() < 1.1
+    np.testing.assert_array_equal(ours, samples_of(data))
+    if not frame_samples:
+        np.testing.assert_array_equal(ours, samples_of(wav_file(20_000)))
+
+
+def test_a_clip_is_heard_and_its_pictures_are_not_looked_at() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        picture = output.add_stream("mpeg4", rate=5, width=64, height=64, pix_fmt="yuv420p")
+        sound = output.add_stream("alac", rate=RATE_HZ, layout="mono", format="s16p")
+        for _ in range(5):
+            output.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+        output.mux(picture.encode(None))
+        values = np.ascontiguousarray(wave_values(4_000).T)
+        frame = av.AudioFrame.from_ndarray(values, "s16p", "mono")
+        frame.sample_rate = RATE_HZ
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    np.testing.assert_array_equal(samples_of(buffer.getvalue()), samples_of(wav_file(4_000)))
+
+
 def test_a_cover_is_not_looked_at() -> None:
     flac = encoded_file("flac", "flac", 9_000)
     for cover in (picture_file(9, 9), picture_file(9, 9)[:30]):
@@ -85,7 +124,7 @@ def test_formats_by_their_first_bytes() -> None:
     tag_bytes = 10 + int.from_bytes(mp3[6:10], "big")  # each byte holds seven bits: a short tag
     assert format_of(mp3[tag_bytes:]) == "mp3"
     assert format_of(b"RIFF1234WEBPVP8 ") is None
-    assert [format_of(data) for data in (b"", b"\xff", b"OggS", b"#EXTM3U")] == [None] * 4
+    assert [format_of(data) for data in (b"", b"\xff", b"Oggs", b"#EXTM3U")] == [None] * 4
 
 
 def damaged(data: bytes) -> bytes:
@@ -95,13 +134,15 @@ def damaged(data: bytes) -> bytes:
 
 FLAC = encoded_file("flac", "flac", 40_000)
 MP3 = encoded_file("mp3", "libmp3lame", 40_000)
+OPUS = encoded_file("ogg", "libopus", 40_000)
+AAC = encoded_file("ipod", "aac", 40_000)
 
 
 @pytest.mark.parametrize(
     ("data", "limits", "words"),
     [
-        (picture_file(8, 8), AudioLimits(), "not a WAV, MP3, FLAC file"),
-        (b"#EXTM3U\nhttp://127.0.0.1/a.ts\n", AudioLimits(), "not a WAV, MP3, FLAC file"),
+        (picture_file(8, 8), AudioLimits(), "not a WAV, MP3, FLAC, Ogg, M4A file"),
+        (b"#EXTM3U\nhttp://127.0.0.1/a.ts\n", AudioLimits(), "not a WAV, MP3, FLAC, Ogg, M4A file"),
         (wav_file(100)[:30], AudioLimits(), "cannot be decoded"),
         (wav_file(0), AudioLimits(), "audio refused"),
         (MP3[:40], AudioLimits(), "cannot be decoded"),
@@ -133,7 +174,7 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
 
 def test_random_bytes_behind_good_beginnings_never_crash() -> None:
     rng = np.random.default_rng(0)
-    for source in (wav_file(3_000), FLAC, MP3):
+    for source in (wav_file(3_000), FLAC, MP3, OPUS, AAC):
         for _ in range(25):
             data = bytearray(source[: int(rng.integers(20, len(source)))])
             for place in rng.integers(12, len(data), 6):

@@ -1,4 +1,4 @@
-"""The command line of `triptych ask`, pictures and stream events, without a server."""
+"""The command line of `triptych ask`, files of media and stream events, without a server."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -8,8 +8,8 @@ import pytest
 
 from services.ask.client import chat_body
 from services.ask.command import Question, main, parse, summary
-from services.ask.errors import AnswerCut, BadPicture, ServerRefused
-from services.ask.picture import data_url, media_type
+from services.ask.errors import AnswerCut, BadMedium, ServerRefused
+from services.ask.medium import media_type, part
 from services.ask.sse import Piece, piece_of, pieces
 from shared.errors import SettingsError
 
@@ -35,7 +35,7 @@ def test_a_forgotten_question_is_noticed(tmp_path: Path) -> None:
     [
         (["q", "--max-tokens", "0"], "--max-tokens = 0: should be at least 1"),
         (["q", "--modl", "x"], "did you mean --model?"),
-        ([], "required: PICTURE ... QUESTION"),
+        ([], "required: FILE ... QUESTION"),
         (["nowhere.PNG"], "the question is missing: it goes last, where 'nowhere.PNG' is"),
         (["a.png", " "], "the question is empty"),
         (["q", "--url", "localhost:8000"], "'localhost:8000': should begin with http://"),
@@ -58,7 +58,17 @@ def test_mistakes_are_one_line(
         (b"GIF89a", "image/gif"),
         (b"BM1234", "image/bmp"),
         (b"RIFF\0\0\0\0WEBP", "image/webp"),
-        (b"RIFF\0\0\0\0WAVE", None),
+        (b"RIFF\0\0\0\0WAVE", "audio/wav"),
+        (b"RIFF\0\0\0\0AVI ", "video/x-msvideo"),
+        (b"RIFF\0\0\0\0CDDA", None),
+        (b"\0\0\0\x20ftypisom", "video/mp4"),
+        (b"\0\0\0\x20ftypM4A ", "audio/mp4"),
+        (b"\x1a\x45\xdf\xa3", "video/webm"),
+        (b"ID3\4\0", "audio/mpeg"),
+        (b"\xff\xfb\x90\0", "audio/mpeg"),
+        (b"fLaC", "audio/flac"),
+        (b"OggS", "audio/ogg"),
+        (b"\xff", None),
         (b"", None),
     ],
 )
@@ -66,33 +76,38 @@ def test_media_type(head: bytes, kind: str | None) -> None:
     assert media_type(head) == kind
 
 
-def test_data_url(tmp_path: Path) -> None:
+def test_a_file_becomes_the_part_of_its_kind(tmp_path: Path) -> None:
     picture = tmp_path / "misnamed.jpg"
     picture.write_bytes(PNG)
-    assert data_url(picture) == "data:image/png;base64," + base64.b64encode(PNG).decode()
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert part(picture) == {"type": "image_url", "image_url": {"url": url}}
+    sound = tmp_path / "a.wav"
+    sound.write_bytes(b"RIFF\0\0\0\0WAVE")
+    url = "data:audio/wav;base64," + base64.b64encode(sound.read_bytes()).decode()
+    assert part(sound) == {"type": "audio_url", "audio_url": {"url": url}}
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_no_model_sees_or_hears_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "note.png"
     text.write_text("hello")
-    with pytest.raises(BadPicture, match="not a PNG"):
-        data_url(text)
-    with pytest.raises(BadPicture, match="there is no such file"):
-        data_url(tmp_path / "none.png")
-    with pytest.raises(BadPicture, match="Is a directory"):
-        data_url(tmp_path)
+    with pytest.raises(BadMedium, match="not a picture"):
+        part(text)
+    with pytest.raises(BadMedium, match="there is no such file"):
+        part(tmp_path / "none.png")
+    with pytest.raises(BadMedium, match="Is a directory"):
+        part(tmp_path)
 
 
 def test_chat_body_keeps_the_order() -> None:
-    body = chat_body("m", ["data:1", "data:2"], "why?", None)
+    media: list[dict[str, object]] = [
+        {"type": "image_url", "image_url": {"url": "data:1"}},
+        {"type": "audio_url", "audio_url": {"url": "data:2"}},
+    ]
+    body = chat_body("m", media, "why?", None)
     assert body["messages"] == [
         {
             "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": "data:1"}},
-                {"type": "image_url", "image_url": {"url": "data:2"}},
-                {"type": "text", "text": "why?"},
-            ],
+            "content": [*media, {"type": "text", "text": "why?"}],
         }
     ]
     assert "max_tokens" not in body
