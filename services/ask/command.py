@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> Question:
     parser = Parser(
         prog=PROG,
         usage=f"{PROG} [FILE ...] QUESTION [OPTIONS]",
-        description="Asks a running server about what files show or sound, and draws where the time went.",
+        description="Asks a running server about files and draws where the time went.",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
