@@ -17,7 +17,7 @@ from shared.errors import SettingsError
 from shared.messages.control import Role
 from shared.runtime.flags import flag
 from shared.runtime.host import ModelFolder, serve_worker
-from shared.runtime.language import Language, join_language, open_language
+from shared.runtime.language import Language, keep_language, open_language
 from shared.runtime.lifecycle import Stop, run_service
 from shared.runtime.scope import unwrapped
 from shared.runtime.settings import load_settings, settings_or_exit
@@ -133,7 +133,7 @@ class StageBuilder:
         if not {Role.PREFILL, Role.DECODE} & set(worker.stages):
             return None
         if self._language is not None:
-            return join_language(worker, self._language)
+            return await keep_language(worker, self._language)
         assert isinstance(settings, PrefillSettings | DecodeSettings)
         return await open_language(
             worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes

@@ -14,6 +14,7 @@ from services.decode.speculator import Speculator
 from services.decode.swap import SwapSpace
 from shared.cache.kv_cache import KvCache
 from shared.model.decoder import LanguageModel
+from shared.model.recorded_steps import RecordedSteps
 from shared.model.sampler import Sampled, sample
 
 
@@ -33,6 +34,7 @@ class DecodeExecutor:
         self, model: LanguageModel, kv: KvCache, *, speculator: Speculator | None = None
     ) -> None:
         self._model = model
+        self._steps = RecordedSteps(model, kv)
         self._kv = kv
         self._batch = DecodeBatch(kv.block_size, kv.device)
         self._swap = SwapSpace(kv)
@@ -56,7 +58,7 @@ class DecodeExecutor:
 
         None where the model's output was not finite.
         """
-        logits = self._model(self._batch.pack(sequences), self._kv)
+        logits = self._steps(self._batch.pack(sequences))
         return sample(logits, [sequence.state.row() for sequence in sequences])
 
     def _speculate(self, sequences: Sequences[Sequence], speculator: Speculator) -> StepResult:

@@ -13,6 +13,7 @@ import torch
 
 from shared.cache.geometry import KvGeometry
 from shared.model.gpu import fused
+from shared.model.kernels import row_kernels
 
 TORCH_DTYPES = {
     "float64": torch.float64,
@@ -66,6 +67,8 @@ class KvCache:
         slots = self._slots[layer]
         if fused.takes(k):
             fused.write_cache(slots, slot_mapping, k, v)
+            return
+        if row_kernels.write_cache(slots, slot_mapping, k, v):
             return
         slots[0].index_copy_(0, slot_mapping, k)
         slots[1].index_copy_(0, slot_mapping, v)

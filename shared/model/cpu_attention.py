@@ -44,11 +44,21 @@ class CpuAttention:
 
 
 def _compile_for(dtype: torch.dtype) -> None:
-    from shared.model.kernels import gates, norms, pages, prompts, rotations
+    from shared.model.kernels import (
+        additions,
+        cache_rows,
+        gates,
+        norms,
+        pages,
+        prompts,
+        rotations,
+        sequences,
+    )
 
     kernels = [getattr(pages, KERNEL_OF_DTYPE[dtype]), getattr(prompts, PROMPT_KERNELS[dtype])]
     if dtype == torch.bfloat16:
         kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
+        kernels += [additions.add_bf16, cache_rows.write_bf16, sequences.run_all]
     for kernel in kernels:
         kernel.compile()
 
@@ -78,7 +88,8 @@ class PagedPlan(KernelPlan):
         kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.data.dtype]).address
         super().__init__(kernel, batch, kv, sliding_windows)
         self._contexts = batch.context_lens.contiguous()
-        self._max_context = int(batch.context_lens.max())
+        # What the tables have room for, and not the longest context: it lasts while they do.
+        self._max_context = self._tables.shape[1] * kv.block_size
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache

@@ -21,9 +21,10 @@ from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
 from shared.model.decoder_layer import DecoderLayer
-from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel
+from shared.model.kernels.paired import PairedKernel
+from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel, Rows
 from shared.model.norm import norm_of
-from shared.model.rope import RotaryEmbedding
+from shared.model.rope import Rotary, RotaryEmbedding
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
 
@@ -76,12 +77,18 @@ class LanguageModel(nn.Module):
         has_media = batch.media_index is not None
         if self.spec.bidirectional_media and has_media and batch.attend_stops is None:
             raise ValueError("media of this model needs bidirectional_spans, and none are given")
+        rotaries = self.rotaries(batch.positions)
+        return StepContext(batch, rotaries, self.backend.plan(batch, kv, self.spec.sliding_windows))
+
+    @torch.inference_mode()
+    def rotaries(self, positions: torch.Tensor) -> tuple[Rotary, ...]:
+        """One per kind of rotation at `positions` `[num_tokens]` or `[3, num_tokens]`."""
         if self._ropes is None:
             self._ropes = tuple(
-                RotaryEmbedding(rope, self.spec.head_dim, kv.device) for rope in self.spec.ropes
+                RotaryEmbedding(rope, self.spec.head_dim, positions.device)
+                for rope in self.spec.ropes
             )
-        rotaries = tuple(rope.at(batch.positions, self.dtype) for rope in self._ropes)
-        return StepContext(batch, rotaries, self.backend.plan(batch, kv, self.spec.sliding_windows))
+        return tuple(rope.at(positions, self.dtype) for rope in self._ropes)
 
     @torch.inference_mode()
     def embed(self, batch: ForwardBatch) -> torch.Tensor:
@@ -118,7 +125,7 @@ class LanguageModel(nn.Module):
         self, hidden: torch.Tensor, step: StepContext, *, all_positions: bool = False
     ) -> torch.Tensor:
         """Final norm and output head; `[num_seqs, vocab]`, or `[num_tokens, vocab]`."""
-        if not all_positions:
+        if not all_positions and step.batch.num_tokens > step.batch.num_seqs:
             hidden = hidden[step.batch.cu_seqlens_q[1:] - 1]
         hidden = self.norm.forward(hidden)
         if self.lm_head is not None:
@@ -127,15 +134,27 @@ class LanguageModel(nn.Module):
             return self._tied_head.run(hidden, None)
         return functional.linear(hidden, self.embed_weight)
 
-    def prepare_linears(self, choose: ChooseKernel) -> list[LinearKernel]:
-        """Give every linear map its kernel, once the weights are loaded."""
-        maps = [module for module in self.modules() if isinstance(module, FusedLinear)]
+    def prepare_linears(
+        self, choose: ChooseKernel, choose_head: ChooseKernel | None = None
+    ) -> list[LinearKernel]:
+        """Give every linear map its kernel, once the weights are loaded.
+
+        `choose_head` is for the output head, which sees the last row of each sequence alone.
+        """
+        maps = [module for module in self.layers.modules() if isinstance(module, FusedLinear)]
         kernels = [linear.prepare(choose) for linear in maps if not linear.decides]
-        if self.lm_head is None:
-            # The embedding reads single rows of the same weight, so that stays as it is.
-            self._tied_head = choose(self.embed_weight.data)
-            kernels.append(self._tied_head)
-        return kernels
+        choose_head = choose_head or choose
+        if self.lm_head is not None:
+            return [*kernels, self.lm_head.prepare(choose_head)]
+        # The embedding reads single rows of the same weight, so that stays as it is.
+        self._tied_head = choose_head(self.embed_weight.data)
+        return [*kernels, self._tied_head]
+
+    def expect(self, rows: Rows) -> None:
+        """Which steps come from now on: kernels may keep their weights in other forms for them."""
+        for module in self.layers.modules():
+            if isinstance(module, FusedLinear) and isinstance(module.kernel, PairedKernel):
+                module.kernel.expect(rows)
 
     def _media_vectors(self, batch: ForwardBatch, index: int) -> torch.Tensor | None:
         """Vector `index` of each media row, `[num_media_rows, hidden]`: 0 is the embedding."""

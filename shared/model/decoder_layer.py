@@ -15,7 +15,7 @@ from shared.cache.kv_cache import KvCache
 from shared.model.checkpoint import Destination
 from shared.model.mlp import GatedMlp
 from shared.model.moe import MixtureOfExperts
-from shared.model.norm import norm_of
+from shared.model.norm import norm_of, residual_sum
 from shared.model.self_attention import SelfAttention
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
@@ -47,7 +47,7 @@ class DecoderLayer(nn.Module):
         transformed = self.mlp.forward(normed)
         if self.mlp_out_norm is not None:
             transformed = self.mlp_out_norm.forward(transformed)
-        return hidden + transformed
+        return residual_sum(hidden, transformed)
 
     def checkpoint_views(
         self, prefix: str, names: Container[str]

@@ -9,11 +9,20 @@ chosen once the weights are loaded (`shared/model/kernels/choice.py`), plain tor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+
+class Rows(StrEnum):
+    """How many rows come at a time: those of decode steps, of prompts, or of both."""
+
+    FEW = "few"
+    MANY = "many"
+    BOTH = "both"
 
 
 class LinearKernel(Protocol):

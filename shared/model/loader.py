@@ -7,6 +7,7 @@ once, and are filled straight from safetensors.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from shared.model.checkpoint import ProgressCallback, fill_from_checkpoint, part
 from shared.model.decoder import LanguageModel
 from shared.model.gpu.backend import backend_for
 from shared.model.kernels.choice import KernelChoice, log_kernels
+from shared.model.linear import Rows
 from shared.model.towers.base import Tower
 from shared.model.towers.build import build_tower
 from shared.modelspec import ModelSpec
@@ -51,7 +53,8 @@ def load_language_model(
         on_progress=on_progress,
     )
     if kernels is not None:
-        log_kernels(model.prepare_linears(kernels.kernel_for))
+        head = replace(kernels, rows=Rows.FEW)
+        log_kernels(model.prepare_linears(kernels.kernel_for, head.kernel_for))
     return model
 
 

@@ -45,7 +45,7 @@ class RmsNorm(nn.Module):
             return fused.add_rms_norm(
                 x, residual, self.weight, self.eps, unit_offset=self.unit_offset
             )
-        total = x + residual
+        total = residual_sum(x, residual)
         return total, self.forward(total)
 
 
@@ -67,6 +67,12 @@ def norm_of(spec: TextSpec, width: int, dtype: torch.dtype) -> RmsNorm:
     """A norm over `width` channels, as this model scales it."""
     kind = UnitOffsetRmsNorm if spec.norm_unit_offset else RmsNorm
     return kind(width, spec.rms_norm_eps, dtype)
+
+
+def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`x + y`, both `[num_tokens, width]`."""
+    compiled = row_kernels.add(x, y)
+    return x + y if compiled is None else compiled
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from shared.cache.block_pool import BlockPool
@@ -11,6 +12,7 @@ from shared.messages.control import Role
 from shared.model.batch_invariant import invariant_kernels, make_batch_invariant
 from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
+from shared.model.linear import Rows
 from shared.model.loader import load_language_model
 from shared.runtime.hand_over import HandOver
 from shared.runtime.host import ModelFolder, weights_progress
@@ -21,10 +23,10 @@ from shared.telemetry.metrics import watch_kv_usage
 
 
 def load_language(
-    folder: ModelFolder, block_size: int, num_blocks: int
+    folder: ModelFolder, block_size: int, num_blocks: int, rows: Rows = Rows.BOTH
 ) -> tuple[LanguageModel, KvCache]:
     """Read the folder's language weights, and only those, and make an empty cache. Blocks."""
-    kernels = folder.kernels
+    kernels = replace(folder.kernels, rows=rows)
     if folder.deterministic:
         kernels = invariant_kernels(folder.spec.text, folder.device, folder.dtype, kernels)
     model = load_language_model(
@@ -59,8 +61,22 @@ async def open_language(
 ) -> Language:
     """Load it for a worker and meter its cache. Raises `TriptychError`."""
     num_blocks = num_kv_blocks(folder.geometry(block_size), kv_bytes)
-    model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks)
+    rows = rows_of(worker.stages)
+    model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks, rows)
     return join_language(worker, Language(model, kv, BlockPool(num_blocks, block_size)))
+
+
+async def keep_language(worker: Worker, language: Language) -> Language:
+    """The same model, cache and blocks in another role, its weights in the form for that."""
+    await asyncio.to_thread(language.model.expect, rows_of(worker.stages))
+    return join_language(worker, language)
+
+
+def rows_of(stages: Collection[Role]) -> Rows:
+    """What the steps of these stages bring at a time."""
+    if Role.PREFILL not in stages:
+        return Rows.FEW
+    return Rows.BOTH if Role.DECODE in stages else Rows.MANY
 
 
 def join_language(worker: Worker, language: Language) -> Language:

@@ -160,10 +160,11 @@ class ComputeSettings(Group):
         description="int8 keeps the language model's weights in 8 bits, one scale per output",
         json_schema_extra=flag("quantization"),
     )
-    linear_kernel: Literal["auto", "plain", "packed", "compiled"] = Field(
+    linear_kernel: Literal["auto", "plain", "packed", "compiled", "paired"] = Field(
         "auto",
         description="What multiplies weights on a CPU: torch's operator, oneDNN on its own layout, "
-        "or ours; auto: what is fastest for the number format on this CPU",
+        "ours, or both, for prompts and for decode steps (a process of both keeps weights twice); "
+        "auto: what is fastest for the number format on this CPU",
         json_schema_extra=flag("linear-kernel"),
     )
     deterministic: bool = Field(

@@ -17,11 +17,12 @@ import torch
 from shared.errors import SettingsError
 from shared.model.kernels.narrow import Bf16Kernel, Int8Kernel
 from shared.model.kernels.packed import PackedKernel
-from shared.model.linear import LinearKernel, PlainKernel
+from shared.model.kernels.paired import PAIRED_LANES, PairedKernel
+from shared.model.linear import LinearKernel, PlainKernel, Rows
 
 logger = logging.getLogger(__name__)
 
-LINEAR_KERNELS = ("auto", "plain", "packed", "compiled")
+LINEAR_KERNELS = ("auto", "plain", "packed", "compiled", "paired")
 QUANTIZATIONS = ("none", "int8")
 
 NARROW_TYPES = (torch.bfloat16, torch.float32)
@@ -32,18 +33,21 @@ class KernelChoice:
     """What a process asks for.
 
     `linear`: `plain` is torch's own operator, `packed` oneDNN's on weights in its own layout,
-    `compiled` ours, which reads bfloat16 or int8 weights without widening them in memory; `auto`
-    takes what is fastest for the number format on this CPU. `quantization="int8"` stores weights as
-    int8 with one scale per output; activations stay as they are.
+    `compiled` ours, which reads bfloat16 or int8 weights without widening them in memory, `paired`
+    ours for few rows and oneDNN's for many, where the CPU has bfloat16 instructions; `auto` takes
+    what is fastest for the number format on this CPU. `quantization="int8"` stores weights as int8
+    with one scale per output; activations stay as they are. `rows`: what `paired` keeps weights
+    for; for both kinds it keeps them twice.
     """
 
     linear: str = "auto"
     quantization: str = "none"
+    rows: Rows = Rows.BOTH
 
     def __post_init__(self) -> None:
         _one_of("linear_kernel", self.linear, LINEAR_KERNELS)
         _one_of("quantization", self.quantization, QUANTIZATIONS)
-        if self.quantization != "none" and self.linear in ("plain", "packed"):
+        if self.quantization != "none" and self.linear in ("plain", "packed", "paired"):
             raise SettingsError(
                 f"linear_kernel={self.linear!r} cannot compute with quantization="
                 f"{self.quantization!r}; allowed: 'auto', 'compiled'"
@@ -58,6 +62,10 @@ class KernelChoice:
         if linear == "packed":
             _require(weight, _packable(), "linear_kernel", linear)
             return PackedKernel(weight)
+        if linear == "paired":
+            _require(weight, _pairable(), "linear_kernel", linear)
+            is_fit = weight.shape[1] % PAIRED_LANES == 0
+            return PairedKernel(weight, self.rows) if is_fit else PackedKernel(weight)
         if linear == "compiled":
             _require(weight, (torch.bfloat16,), "linear_kernel", linear)
             return Bf16Kernel(weight, compiled=has_compiled_kernels())
@@ -73,8 +81,14 @@ def log_kernels(kernels: Iterable[LinearKernel]) -> None:
 def _fastest(weight: torch.Tensor) -> str:
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return "plain"
+    if has_paired_kernels():
+        return "paired"
     # With bfloat16 instructions oneDNN is at the machine's limits; without them torch emulates.
     return "packed" if has_bf16_instructions() else "compiled"
+
+
+def _pairable() -> tuple[torch.dtype, ...]:
+    return (torch.bfloat16,) if has_paired_kernels() else ()
 
 
 def _packable() -> tuple[torch.dtype, ...]:
@@ -85,6 +99,17 @@ def _packable() -> tuple[torch.dtype, ...]:
 def has_bf16_instructions() -> bool:
     """Whether oneDNN multiplies bfloat16 without emulating it on this CPU."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+def has_paired_kernels() -> bool:
+    """Whether our kernel for bfloat16 instructions can run here."""
+    if not (has_bf16_instructions() and has_compiled_kernels()):
+        return False
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512f", "avx512bf16"))
 
 
 @cache
@@ -100,7 +125,7 @@ def _require(
     if weight.device.type != "cpu":
         raise SettingsError(f"{setting}={value!r} needs device cpu, not {weight.device.type}")
     if weight.dtype not in dtypes:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes) or "another"
         dtype = str(weight.dtype).removeprefix("torch.")
         raise SettingsError(f"{setting}={value!r} needs dtype {names} on this CPU, not {dtype}")
 

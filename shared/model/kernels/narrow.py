@@ -51,7 +51,7 @@ class _Compiled:
             few = rows.bf16_rows
         else:
             is_wide = dtype == torch.float32
-            few = rows.float32_rows_int8 if is_wide else rows.wide_bf16_rows_int8
+            few = rows.float32_rows_int8 if is_wide else rows.bf16_rows_int8
         return cls(few.address, ManyRows(dtype, weight.dtype))
 
 
@@ -71,7 +71,7 @@ class Bf16Kernel:
             return _by_panels(x, self._weight, None, bias)
         if not is_few:
             return self._compiled.many.run(x, self._weight, None, bias)
-        return _few_rows(self._compiled.few, x, self._weight, None, bias, x.dtype)
+        return run_rows(self._compiled.few, x, self._weight, None, bias)
 
 
 class Int8Kernel:
@@ -90,24 +90,22 @@ class Int8Kernel:
             return _by_panels(x, self._weight, self._scale, bias)
         if prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
             return self._compiled.many.run(x, self._weight, self._scale, bias)
-        few = self._compiled.few
-        return _few_rows(few, x.float(), self._weight, self._scale, bias, x.dtype)
+        return run_rows(self._compiled.few, x, self._weight, self._scale, bias)
 
 
-def _few_rows(
+def run_rows(
     kernel: int,
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
-    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Run a kernel of `shared/model/kernels/rows.py`; its argument block in its order."""
     columns, width = weight.shape
-    x = x.reshape(-1, width)
+    x = x if x.ndim == 2 else x.reshape(-1, width)
     if x.stride(1) != 1:
         x = x.contiguous()
-    out = torch.empty((*x.shape[:-1], columns), dtype=dtype)
+    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
     arguments = np.array((0, *operands(x, weight, scale, bias, out)), np.int64)
     run_on_team(kernel, arguments)
     return out

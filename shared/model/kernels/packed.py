@@ -21,5 +21,9 @@ class PackedKernel:
         self.name = f"packed {str(weight.dtype).removeprefix('torch.')}"
         self._weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
 
+    def unpacked(self) -> torch.Tensor:
+        """The weight as it was loaded."""
+        return self._weight.to_dense()  # type: ignore[no-any-return]
+
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")  # type: ignore[no-any-return]

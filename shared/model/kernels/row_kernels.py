@@ -1,4 +1,5 @@
-"""Row by row in one call: when a norm, a gate or a rotation is a compiled kernel's, and its call.
+"""Row by row in one call: when a norm, a sum, a gate, a rotation or a write to the cache is a
+compiled kernel's, and its call.
 
 In: bfloat16 rows. Out: rows, or None where torch has to do it. A row's result does not depend on
 the rows beside it.
@@ -39,6 +40,62 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
     )
     run_on_team(norms.norm_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
     return out
+
+
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
+    """`x + y` of bfloat16 rows `[num_rows, width]` on a CPU."""
+    if not (_is_fit(x, x.shape[-1]) and _is_fit(y, x.shape[-1])) or x.shape != y.shape:
+        return None
+    from shared.model.kernels import additions
+
+    out = torch.empty(x.shape, dtype=x.dtype)
+    arguments = np.array(
+        (
+            0,
+            *x.shape,
+            x.data_ptr(),
+            x.stride(0),
+            y.data_ptr(),
+            y.stride(0),
+            out.data_ptr(),
+        ),
+        np.int64,
+    )
+    run_on_team(additions.add_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
+    return out
+
+
+def write_cache(
+    slots: torch.Tensor, slot_mapping: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> bool:
+    """Rows `k` and `v` `[num_tokens, kv_heads, head_dim]` into one layer's `slots`
+    `[2, num_slots, kv_heads, head_dim]`; False where torch has to do it."""
+    heads_are_packed = all(each.stride()[1:] == (k.shape[2], 1) for each in (k, v))
+    is_fit = k.dtype == torch.bfloat16 and k.device.type == "cpu" and has_compiled_kernels()
+    if not (is_fit and heads_are_packed and slots[0].is_contiguous()):
+        return False
+    if slots.dtype != k.dtype or v.dtype != k.dtype or not slot_mapping.is_contiguous():
+        return False
+    from shared.model.kernels import cache_rows
+
+    num_tokens, heads, head_dim = k.shape
+    arguments = np.array(
+        (
+            0,
+            num_tokens,
+            heads * head_dim,
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            slot_mapping.data_ptr(),
+            slots[0].data_ptr(),
+            slots[1].data_ptr(),
+        ),
+        np.int64,
+    )
+    run_on_team(cache_rows.write_bf16.address, arguments, single=k.numel() <= MAX_SINGLE_VALUES)
+    return True
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor | None:

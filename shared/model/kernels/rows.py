@@ -39,7 +39,7 @@ FAR = 2048
 
 
 @njit
-def _finish(
+def finish(
     a: Any, out: Any, sums: Any, rows: int, columns: int, row: int, column: int, apart: int
 ) -> None:
     """Scale, bias and rounding of one tile; `out`'s format is the bias's too."""
@@ -69,17 +69,17 @@ def _four_columns(
     while row + 4 <= rows:
         here = offset(x, row * stride)
         dot_tile(here, stride, 4, weights, w_stride, 2, width, ahead, sums)
-        _finish(a, out, sums, 4, 2, row, column, apart)
+        finish(a, out, sums, 4, 2, row, column, apart)
         dot_tile(here, stride, 4, second, w_stride, 2, width, ahead, sums)
-        _finish(a, out, sums, 4, 2, row, column + 2 * apart, apart)
+        finish(a, out, sums, 4, 2, row, column + 2 * apart, apart)
         row += 4
     while row + 2 <= rows:
         dot_tile(offset(x, row * stride), stride, 2, weights, w_stride, 4, width, ahead, sums)
-        _finish(a, out, sums, 2, 4, row, column, apart)
+        finish(a, out, sums, 2, 4, row, column, apart)
         row += 2
     if row < rows:
         dot_tile(offset(x, row * stride), stride, 1, weights, w_stride, 4, width, ahead, sums)
-        _finish(a, out, sums, 1, 4, row, column, apart)
+        finish(a, out, sums, 1, 4, row, column, apart)
 
 
 @njit
@@ -91,7 +91,7 @@ def _one_column(
     weights = offset(w, column * width)
     for row in range(a[ROWS]):
         dot_tile(offset(x, row * stride), stride, 1, weights, width, 1, width, AHEAD, sums)
-        _finish(a, out, sums, 1, 1, row, column, 1)
+        finish(a, out, sums, 1, 1, row, column, 1)
 
 
 @njit
@@ -129,12 +129,17 @@ def bf16_rows(arguments: Any) -> None:
 
 
 @compiled
-def wide_bf16_rows_int8(arguments: Any) -> None:
-    """Widened rows, bfloat16 bias and result; int8 weights with a float32 scale per weight row."""
+def bf16_rows_int8(arguments: Any) -> None:
+    """bfloat16 rows, bias and result; int8 weights with a float32 scale per weight row."""
     a = carray(arguments, NUM_ARGUMENTS)
-    w, out = pointer_to(a[WEIGHT], int8), pointer_to(a[OUT], uint16)
-    x = carray(pointer_to(a[X], float32), a[ROWS] * a[X_STRIDE])
-    _run(a, arguments, x, a[X_STRIDE], w, out)
+    x, w, out = pointer_to(a[X], uint16), pointer_to(a[WEIGHT], int8), pointer_to(a[OUT], uint16)
+    rows, width = a[ROWS], a[WIDTH]
+    wide = np.empty(rows * width, np.float32)
+    for row in range(rows):
+        source = offset(x, row * a[X_STRIDE])
+        for i in range(width):
+            wide[row * width + i] = load_value(source, i)
+    _run(a, arguments, wide, width, w, out)
 
 
 @compiled

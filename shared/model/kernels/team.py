@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -29,29 +32,61 @@ def run_on_team(kernel: int, arguments: Arguments, *, single: bool = False) -> N
     `single` keeps small work on the calling thread. The caller keeps alive what the addresses in
     `arguments` point to.
     """
+    if _listeners.of_thread is not None:
+        _listeners.of_thread(kernel, arguments)
     threads = 1 if single else torch.get_num_threads()
-    parallel = _openmp() if threads > 1 else None
+    team = _openmp() if threads > 1 else None
     address = arguments.ctypes.data
-    if parallel is None:
+    if team is None:
         _FUNCTION(kernel)(address)
     else:
-        parallel(kernel, address, threads, 0)
+        team.parallel(kernel, address, threads, 0)
 
+
+def barrier_address() -> int:
+    """Of the C function `void()` in which every thread of the team waits for the others; 0 where
+    the caller is the whole team."""
+    team = _openmp() if torch.get_num_threads() > 1 else None
+    return 0 if team is None else team.barrier
+
+
+@contextmanager
+def listen(listener: Callable[[int, Arguments], None]) -> Iterator[None]:
+    """Tell `listener` of each kernel that this thread has run, before it runs, with its block."""
+    before, _listeners.of_thread = _listeners.of_thread, listener
+    try:
+        yield
+    finally:
+        _listeners.of_thread = before
+
+
+class _Listeners(threading.local):
+    of_thread: Callable[[int, Arguments], None] | None = None
+
+
+_listeners = _Listeners()
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+class _Team:
+    """`GOMP_parallel(function, data, num_threads, flags)` and the address of `GOMP_barrier()`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.parallel = library.GOMP_parallel
+        self.parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self.parallel.restype = None
+        self.barrier = int(ctypes.cast(library.GOMP_barrier, ctypes.c_void_p).value or 0)
+
+
 @cache
-def _openmp() -> ctypes._NamedFuncPointer | None:
-    """`GOMP_parallel(function, data, num_threads, flags)` of the library that torch has loaded."""
+def _openmp() -> _Team | None:
+    """The library that torch has loaded."""
     for path in _loaded_libraries():
         try:
-            function = ctypes.CDLL(path).GOMP_parallel
+            return _Team(ctypes.CDLL(path))
         except (OSError, AttributeError):
             continue
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-        return function
     return None
 
 

@@ -154,8 +154,8 @@ def dot_tile(
         totals = [cgutils.alloca_once(builder, vector) for _ in range(rows * columns)]
         for total in totals:
             builder.store(ir.Constant(vector, [0.0] * LANES), total)
-        x_at = [_row(builder, x_start, x_stride, i) for i in range(rows)]
-        w_at = [_row(builder, w_start, w_stride, j) for j in range(columns)]
+        x_at = [row_at(builder, x_start, x_stride, i) for i in range(rows)]
+        w_at = [row_at(builder, w_start, w_stride, j) for j in range(columns)]
 
         # The side with fewer vectors stays in registers while the other passes by.
         x_side, w_side = (x_at, x.dtype, columns), (w_at, w.dtype, 1)
@@ -189,7 +189,7 @@ def dot_tile(
             multiply(whole, load_pair)
         with builder.if_then(builder.icmp_signed("<", paired, width)):
             multiply(paired, load_one)
-        _store_sums(builder, [builder.load(total) for total in totals], sums)
+        store_sums(builder, [builder.load(total) for total in totals], sums)
         return context.get_dummy_value()
 
     return signature, generate
@@ -224,11 +224,11 @@ def widen(typing_context: Any, x: Any, width: Any, out: Any) -> Any:
     return types.void(x, types.int64, types.CPointer(types.float32)), generate
 
 
-def _row(builder: Any, start: Any, stride: Any, index: int) -> Any:
+def row_at(builder: Any, start: Any, stride: Any, index: int) -> Any:
     return builder.gep(start, [builder.mul(stride, ir.Constant(stride.type, index))])
 
 
-def _store_sums(builder: Any, totals: list[Any], sums: Any) -> None:
+def store_sums(builder: Any, totals: list[Any], sums: Any) -> None:
     """Each vector's lanes added by halves, always in the same order; four vectors at a time."""
     whole = len(totals) // 4 * 4
     for start in range(0, whole, 4):

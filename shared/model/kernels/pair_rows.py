@@ -1,0 +1,165 @@
+"""A linear map with bfloat16 instructions: products of pairs, added up in float32.
+
+In: an argument block with addresses, that of `shared/model/kernels/rows.py`. Out: bfloat16 rows.
+For processors whose `vdpbf16ps` multiplies 32 values with 32 others: nothing is widened, rows and
+weights are read as they are stored. A row's result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import initialize_native_asmparser
+from numba import carray, float32, njit, uint16
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from shared.model.kernels.lanes import LANES, prefetch
+from shared.model.kernels.machine_code import compiled
+from shared.model.kernels.paired import PAIRED_LANES
+from shared.model.kernels.rows import (
+    COLUMNS,
+    NUM_ARGUMENTS,
+    OUT,
+    ROWS,
+    WEIGHT,
+    WIDTH,
+    X_STRIDE,
+    X,
+    finish,
+)
+from shared.model.kernels.vector import offset, pointer_to, row_at, store_sums, take_next
+
+initialize_native_asmparser()  # the instruction is written as assembly
+
+CHUNK = 64
+"""Weight rows that a thread takes at a time."""
+
+AHEAD = 512
+"""How many values ahead of their use weights are fetched."""
+
+_F32, _I32 = ir.FloatType(), ir.IntType(32)
+_SUMS = ir.VectorType(_F32, PAIRED_LANES // 2)
+_PAIRS = ir.VectorType(_I32, PAIRED_LANES // 2)
+
+
+def _pairs(builder: Any, pointer: Any, at: Any) -> Any:
+    """PAIRED_LANES values at `pointer[at]`."""
+    place = builder.bitcast(builder.gep(pointer, [at]), _PAIRS.as_pointer())
+    return builder.load(place, align=2)
+
+
+def _add_products(builder: Any, total: Any, x: Any, w: Any) -> Any:
+    """`total + x[2i] w[2i] + x[2i + 1] w[2i + 1]`, lane by lane."""
+    function = ir.FunctionType(_SUMS, [_SUMS, _PAIRS, _PAIRS])
+    return builder.asm(function, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, x, w], False)
+
+
+def _half_sums(builder: Any, vector: Any) -> Any:
+    """The upper half of the lanes added to the lower."""
+    masks = (
+        ir.Constant(ir.VectorType(_I32, LANES), list(range(start, start + LANES)))
+        for start in (0, LANES)
+    )
+    return builder.fadd(*(builder.shuffle_vector(vector, vector, mask) for mask in masks))
+
+
+@intrinsic(prefer_literal=True)
+def pair_tile(
+    typing_context: Any,
+    x: Any,
+    x_stride: Any,
+    x_rows: Any,
+    w: Any,
+    w_stride: Any,
+    w_rows: Any,
+    width: Any,
+    ahead: Any,
+    sums: Any,
+) -> Any:
+    """`sums[i * w_rows + j] = x[i] . w[j]` over `width` bfloat16 values, as `dot_tile` has it."""
+    rows, columns = x_rows.literal_value, w_rows.literal_value
+    signature = types.void(
+        x,
+        types.int64,
+        x_rows,
+        w,
+        types.int64,
+        w_rows,
+        types.int64,
+        types.int64,
+        types.CPointer(types.float32),
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_start, x_stride, _, w_start, w_stride, _, width, ahead, sums = arguments
+        totals = [cgutils.alloca_once(builder, _SUMS) for _ in range(rows * columns)]
+        for total in totals:
+            builder.store(ir.Constant(_SUMS, [0.0] * (PAIRED_LANES // 2)), total)
+
+        x_at = [row_at(builder, x_start, x_stride, i) for i in range(rows)]
+        w_at = [row_at(builder, w_start, w_stride, j) for j in range(columns)]
+        start, step = (ir.Constant(width.type, value) for value in (0, PAIRED_LANES))
+        with cgutils.for_range_slice(builder, start, width, step, width.type) as (at, _):
+            for pointer in w_at:
+                prefetch(builder, builder.gep(pointer, [builder.add(at, ahead)]))
+            kept = [_pairs(builder, pointer, at) for pointer in w_at]
+            for i, pointer in enumerate(x_at):
+                values = _pairs(builder, pointer, at)
+                for total, weights in zip(totals[i * columns :], kept, strict=False):
+                    sums_so_far = builder.load(total)
+                    builder.store(_add_products(builder, sums_so_far, values, weights), total)
+        store_sums(builder, [_half_sums(builder, builder.load(each)) for each in totals], sums)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit
+def _four_columns(a: Any, x: Any, w: Any, out: Any, sums: Any, column: int, apart: int) -> None:
+    """All rows times four weight rows: `column`, `column + apart` and so on."""
+    width, rows, stride, w_stride = a[WIDTH], a[ROWS], a[X_STRIDE], apart * a[WIDTH]
+    weights = offset(w, column * width)
+    row = 0
+    while row + 4 <= rows:
+        pair_tile(offset(x, row * stride), stride, 4, weights, w_stride, 4, width, AHEAD, sums)
+        finish(a, out, sums, 4, 4, row, column, apart)
+        row += 4
+    while row + 2 <= rows:
+        pair_tile(offset(x, row * stride), stride, 2, weights, w_stride, 4, width, AHEAD, sums)
+        finish(a, out, sums, 2, 4, row, column, apart)
+        row += 2
+    if row < rows:
+        pair_tile(offset(x, row * stride), stride, 1, weights, w_stride, 4, width, AHEAD, sums)
+        finish(a, out, sums, 1, 4, row, column, apart)
+
+
+@njit
+def _one_column(a: Any, x: Any, w: Any, out: Any, sums: Any, column: int) -> None:
+    width, stride = a[WIDTH], a[X_STRIDE]
+    weights = offset(w, column * width)
+    for row in range(a[ROWS]):
+        pair_tile(offset(x, row * stride), stride, 1, weights, width, 1, width, AHEAD, sums)
+        finish(a, out, sums, 1, 1, row, column, 1)
+
+
+@compiled
+def pair_rows(arguments: Any) -> None:
+    """bfloat16 rows, weights, bias and result."""
+    a = carray(arguments, NUM_ARGUMENTS)
+    x, w, out = pointer_to(a[X], uint16), pointer_to(a[WEIGHT], uint16), pointer_to(a[OUT], uint16)
+    sums_array = np.empty(16, np.float32)
+    sums = pointer_to(sums_array.ctypes.data, float32)
+    while True:
+        first = take_next(arguments) * CHUNK
+        if first >= a[COLUMNS]:
+            return
+        stop = min(first + CHUNK, a[COLUMNS])
+        # Four streams through a chunk, each without a gap, are read fastest.
+        fours = (stop - first) // 4
+        for four in range(fours):
+            _four_columns(a, x, w, out, sums, first + four, fours)
+        for column in range(first + 4 * fours, stop):
+            _one_column(a, x, w, out, sums, column)
