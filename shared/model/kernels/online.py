@@ -1,8 +1,9 @@
-"""Building blocks of softmax over keys that come in groups, as LLVM instructions.
+"""Building blocks of softmax over keys, as LLVM instructions.
 
-Queries lie side by side in a vector's lanes, keys one after the other: largest scores and sums need
-no exchange between lanes. A group changes the largest score seen so far, and with it what has been
-summed up: `soften` says by which factor.
+One query has all its scores in a row. Several lie side by side in a vector's lanes, and keys come
+in groups one after the other: largest scores and sums need no exchange between lanes. A group
+changes the largest score seen so far, and with it what has been summed up: `soften` says by which
+factor.
 
 Source: Milakov and Gimelshein 2018 (Online normalizer calculation for softmax, algorithm 3).
 """
@@ -18,9 +19,12 @@ from numba.extending import intrinsic
 
 from shared.model.kernels.blocks import BLOCK_COLUMNS
 from shared.model.kernels.lanes import (
+    LANES,
     VECTOR,
     constant,
     exponential,
+    fused_multiply_add,
+    lane_sum,
     load_one,
     spread,
     store_lanes,
@@ -35,7 +39,7 @@ STATE_VALUES = 5 * BLOCK_COLUMNS
 NO_SCORE = -1e30
 """Less than any score, but a number: no score at all minus none is zero."""
 
-_I64 = ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 _FLOATS = types.CPointer(types.float32)
 
 
@@ -84,6 +88,68 @@ def soften(
         return context.get_dummy_value()
 
     return types.void(_FLOATS, types.int64, types.int64, types.float32, _FLOATS), generate
+
+
+@intrinsic
+def soften_one(typing_context: Any, scores: Any, count: Any, scale: Any) -> Any:
+    """The scores of one query, a multiple of LANES, to weights in place; returns their sum.
+
+    Scores are scaled after the largest is taken from them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scores, count, scale = arguments
+        zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
+        largest, sums = (cgutils.alloca_once(builder, VECTOR) for _ in range(2))
+        builder.store(constant(NO_SCORE), largest)
+        builder.store(constant(0.0), sums)
+        with cgutils.for_range_slice(builder, zero, count, step, _I64) as (at, _):
+            score = load_one(builder, scores, at, types.float32)[0]
+            is_larger = builder.fcmp_ordered(">", score, builder.load(largest))
+            builder.store(builder.select(is_larger, score, builder.load(largest)), largest)
+        first = builder.load(largest)
+        lanes = [builder.extract_element(first, ir.Constant(_I32, i)) for i in range(LANES)]
+        top = lanes[0]
+        for lane in lanes[1:]:
+            top = builder.select(builder.fcmp_ordered(">", lane, top), lane, top)
+        top, factor = spread(builder, top), spread(builder, scale)
+        with cgutils.for_range_slice(builder, zero, count, step, _I64) as (at, _):
+            score = builder.fsub(load_one(builder, scores, at, types.float32)[0], top)
+            weight = exponential(builder, builder.fmul(score, factor))
+            store_lanes(builder, weight, builder.gep(scores, [at]), types.float32)
+            builder.store(builder.fadd(builder.load(sums), weight), sums)
+        return lane_sum(builder, builder.load(sums))
+
+    return types.float32(_FLOATS, types.int64, types.float32), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_weighted(
+    typing_context: Any, rows: Any, stride: Any, count: Any, weights: Any, width: Any, sums: Any
+) -> Any:
+    """`sums[d] += weights[i] * rows[i][d]` for `count` rows, a literal, one row after the other."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows_at, stride, _, weights, width, sums = arguments
+        factors = [
+            spread(builder, builder.load(builder.gep(weights, [ir.Constant(_I64, i)])))
+            for i in range(count.literal_value)
+        ]
+        starts = [
+            builder.gep(rows_at, [builder.mul(stride, ir.Constant(_I64, i))])
+            for i in range(count.literal_value)
+        ]
+        zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
+        with cgutils.for_range_slice(builder, zero, width, step, _I64) as (at, _):
+            total = load_one(builder, sums, at, types.float32)[0]
+            for start, factor in zip(starts, factors, strict=True):
+                values = load_one(builder, start, at, rows.dtype)[0]
+                total = fused_multiply_add(builder, values, factor, total)
+            store_lanes(builder, total, builder.gep(sums, [at]), types.float32)
+        return context.get_dummy_value()
+
+    signature = types.void(rows, types.int64, count, _FLOATS, types.int64, _FLOATS)
+    return signature, generate
 
 
 @intrinsic

@@ -8,16 +8,16 @@ their weighted sum of values.
 
 from __future__ import annotations
 
-from math import exp
 from typing import Any
 
 import numpy as np
 from numba import carray, float32, int64, njit, uint16
 
+from shared.model.kernels.lanes import LANES
 from shared.model.kernels.machine_code import compiled
+from shared.model.kernels.online import NO_SCORE, add_weighted, soften_one
 from shared.model.kernels.vector import (
     dot_tile,
-    load_value,
     offset,
     pointer_to,
     store_value,
@@ -70,16 +70,12 @@ def _scores(a: Any, q: Any, keys: Any, table: Any, first: int, stop: int, scores
 
 
 @njit
-def _softmax(scores: Any, count: int, scale: Any) -> Any:
+def _softmax(scores: Any, place: Any, count: int, scale: Any) -> Any:
     """Scores to unnormalised weights, in place; returns their sum."""
-    largest = scores[0]
-    for i in range(1, count):
-        largest = max(largest, scores[i])
-    total = np.float32(0.0)
-    for i in range(count):
-        scores[i] = exp((scores[i] - largest) * scale)
-        total += scores[i]
-    return total
+    whole = (count + LANES - 1) // LANES * LANES
+    for i in range(count, whole):
+        scores[i] = NO_SCORE
+    return soften_one(place, whole, scale)
 
 
 @njit
@@ -88,17 +84,21 @@ def _weighted_sum(
 ) -> None:
     block_size, width = a[BLOCK_SIZE], a[HEAD_DIM]
     stride = a[KV_HEADS] * width
-    for d in range(width):
-        sums[d] = np.float32(0.0)
     token = first
     while token < stop:
         within = token % block_size
         count = min(block_size - within, stop - token)
         at = offset(values, (table[token // block_size] * block_size + within) * stride)
-        for i in range(count):
-            weight = weights[token - first + i]
-            for d in range(width):
-                sums[d] += weight * load_value(at, i * stride + d)
+        done = 0
+        while done < count:
+            place = offset(weights, token - first + done)
+            row = offset(at, done * stride)
+            if done + 4 <= count:
+                add_weighted(row, stride, 4, place, width, sums)
+                done += 4
+            else:
+                add_weighted(row, stride, 1, place, width, sums)
+                done += 1
         token += count
 
 
@@ -109,9 +109,10 @@ def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> N
     scale = np.float32(1.0 / np.sqrt(width))
     contexts = carray(pointer_to(a[CONTEXTS], int64), a[SEQS])
     tables = carray(pointer_to(a[TABLES], int64), (a[SEQS], a[TABLE_STRIDE]))
-    scores = np.empty(a[MAX_CONTEXT], np.float32)
+    scores = np.empty(a[MAX_CONTEXT] + LANES, np.float32)
     sums = np.empty(width, np.float32)
     scores_at = pointer_to(scores.ctypes.data, float32)
+    sums_at = pointer_to(sums.ctypes.data, float32)
     while True:
         piece = take_next(counter)
         if piece >= a[SEQS] * kv_heads:
@@ -124,8 +125,9 @@ def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> N
             head = kv_head * group + member
             query = offset(q, seq * a[Q_STRIDE] + head * width)
             _scores(a, query, k, tables[seq], first, stop, scores_at)
-            total = _softmax(scores, stop - first, scale)
-            _weighted_sum(a, v, tables[seq], first, stop, scores, sums)
+            total = _softmax(scores, scores_at, stop - first, scale)
+            sums[:] = np.float32(0.0)
+            _weighted_sum(a, v, tables[seq], first, stop, scores_at, sums_at)
             for d in range(width):
                 store_value(out, (seq * heads + head) * width + d, sums[d] / total)
 
