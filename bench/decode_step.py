@@ -80,7 +80,7 @@ def main() -> None:
     print(f"{floors.describe()}; floor of this step {1e3 * floor_s:.1f} ms", flush=True)
     linears = ("packed", "compiled", "paired") if has_paired_kernels() else ("compiled",)
     choices = {name: KernelChoice(name, rows=Rows.FEW) for name in linears}
-    choices["int8"] = KernelChoice("compiled", "int8")
+    choices["int8"] = KernelChoice("auto", "int8")
     steps = {
         f"{name}, {way}": step
         for name, choice in choices.items()

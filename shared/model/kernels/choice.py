@@ -15,9 +15,9 @@ from functools import cache
 import torch
 
 from shared.errors import SettingsError
-from shared.model.kernels.narrow import Bf16Kernel, Int8Kernel
+from shared.model.kernels.narrow import PAIRED_LANES, Bf16Kernel, Int8Kernel
 from shared.model.kernels.packed import PackedKernel
-from shared.model.kernels.paired import PAIRED_LANES, PairedKernel
+from shared.model.kernels.paired import PairedKernel
 from shared.model.linear import LinearKernel, PlainKernel, Rows
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ class KernelChoice:
         """Prepare `weight` `[out_features, in_features]`. `SettingsError` where the wish is no."""
         if self.quantization == "int8":
             _require(weight, NARROW_TYPES, "quantization", "int8")
-            return Int8Kernel(weight, compiled=has_compiled_kernels())
+            is_paired = has_paired_kernels() and self.linear == "auto"
+            return Int8Kernel(weight, compiled=has_compiled_kernels(), paired=is_paired)
         linear = self.linear if self.linear != "auto" else _fastest(weight)
         if linear == "packed":
             _require(weight, _packable(), "linear_kernel", linear)

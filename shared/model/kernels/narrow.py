@@ -30,6 +30,8 @@ PANEL_BYTES = 4 * 1024 * 1024
 PANEL_COLUMNS = 64
 """Panels have a multiple of so many columns: products of other widths are up to a third slower."""
 VECTOR_LANES = 8
+PAIRED_LANES = 32
+"""Values that a bfloat16 instruction reads; a weight's rows have a multiple of so many."""
 INT8_MAX = 127
 
 
@@ -77,20 +79,36 @@ class Bf16Kernel:
 class Int8Kernel:
     """int8 weight with one float32 scale per output, the largest weight at 127."""
 
-    def __init__(self, weight: torch.Tensor, *, compiled: bool) -> None:
-        self.name = "compiled int8" if compiled else "panels int8"
+    def __init__(self, weight: torch.Tensor, *, compiled: bool, paired: bool = False) -> None:
+        """`paired`: this CPU has bfloat16 instructions that our kernels can use."""
+        is_paired = (
+            paired and weight.dtype == torch.bfloat16 and weight.shape[1] % PAIRED_LANES == 0
+        )
+        how = "paired" if is_paired else "compiled" if compiled else "panels"
+        self.name = f"{how} int8"
         largest = weight.abs().amax(dim=1, keepdim=True).float()
         scale = largest.clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
         self._weight = torch.round(weight.float() / scale).to(torch.int8)
         self._scale = scale.flatten()
-        self._compiled = _Compiled.of(weight.dtype, self._weight) if compiled else None
+        self._pairs = _pair_kernel() if is_paired else None
+        self._compiled = (
+            _Compiled.of(weight.dtype, self._weight) if compiled and not is_paired else None
+        )
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._pairs is not None:
+            return run_rows(self._pairs, x, self._weight, self._scale, bias)
         if self._compiled is None:
             return _by_panels(x, self._weight, self._scale, bias)
         if prod(x.shape[:-1]) > MAX_COMPILED_ROWS:
             return self._compiled.many.run(x, self._weight, self._scale, bias)
         return run_rows(self._compiled.few, x, self._weight, self._scale, bias)
+
+
+def _pair_kernel() -> int:
+    from shared.model.kernels import pair_rows
+
+    return pair_rows.pair_rows_int8.address
 
 
 def run_rows(
@@ -102,13 +120,13 @@ def run_rows(
 ) -> torch.Tensor:
     """Run a kernel of `shared/model/kernels/rows.py`; its argument block in its order."""
     columns, width = weight.shape
-    x = x if x.ndim == 2 else x.reshape(-1, width)
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-    arguments = np.array((0, *operands(x, weight, scale, bias, out)), np.int64)
+    rows = x if x.ndim == 2 else x.reshape(-1, width)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    out = torch.empty((rows.shape[0], columns), dtype=x.dtype)
+    arguments = np.array((0, *operands(rows, weight, scale, bias, out)), np.int64)
     run_on_team(kernel, arguments)
-    return out
+    return out if x.ndim == 2 else out.view(*x.shape[:-1], columns)
 
 
 def _by_panels(

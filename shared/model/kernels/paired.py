@@ -18,9 +18,6 @@ from shared.model.linear import Rows
 MAX_FEW_ROWS = 16
 """With more, oneDNN's layout is worth its memory."""
 
-PAIRED_LANES = 32
-"""Values that an instruction reads; a weight's rows have a multiple of so many."""
-
 
 class PairedKernel:
     """Keeps the weight in the forms that `expect` asks for."""

@@ -11,6 +11,7 @@ import torch
 from shared.demo import model_dir
 from shared.errors import SettingsError
 from shared.model.kernels.choice import KernelChoice, has_paired_kernels
+from shared.model.kernels.narrow import Int8Kernel
 from shared.model.kernels.packed import PackedKernel
 from shared.model.kernels.paired import MAX_FEW_ROWS, PairedKernel
 from shared.model.linear import FusedLinear, Rows
@@ -50,6 +51,33 @@ def test_a_row_does_not_depend_on_its_neighbours(width: int) -> None:
     whole = kernel.run(x, bias)
     for start, stop in ((0, 1), (3, 4), (5, 7), (9, 16), (0, 39)):
         assert torch.equal(kernel.run(x[start:stop], bias), whole[start:stop])
+
+
+@needs_paired
+@pytest.mark.parametrize("shape", [(77, 64), (3, 32), (130, 1056)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_int8_weights_are_multiplied_exactly(shape: tuple[int, int], has_bias: bool) -> None:
+    """As float32 products would be: only the order of the sum differs, and rounding at the end."""
+    weight = random(*shape)
+    bias = random(shape[0], seed=1) if has_bias else None
+    kernel = Int8Kernel(weight, compiled=True, paired=True)
+    other = Int8Kernel(weight, compiled=True)
+    assert (kernel.name, other.name) == ("paired int8", "compiled int8")
+    whole = kernel.run(random(70, shape[1], seed=2), bias)
+    terms = random(70, shape[1], seed=2).float().abs() @ weight.float().abs().T
+    for rows in (*range(1, 20), 70):
+        x = random(70, shape[1], seed=2)[:rows]
+        got, expected = kernel.run(x, bias), other.run(x, bias)
+        allowed = expected.float().abs() * 2.0**-7 + terms[:rows] * 1e-5
+        assert bool(((got.float() - expected.float()).abs() <= allowed).all())
+        assert torch.equal(got, whole[:rows])
+
+
+@needs_paired
+def test_rows_of_several_dimensions_keep_them() -> None:
+    weight, x = random(40, 64), random(6, 64, seed=1)
+    for kernel in (PairedKernel(weight, Rows.FEW), Int8Kernel(weight, compiled=True, paired=True)):
+        assert torch.equal(kernel.run(x.view(2, 3, 64), None), kernel.run(x, None).view(2, 3, 40))
 
 
 @needs_paired
