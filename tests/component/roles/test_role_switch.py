@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from bench.prompts import PromptMaker
+from services.encoder.executor import EncodeExecutor
 from services.local_engine import LocalEngine
 from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
@@ -14,6 +18,7 @@ from shared.runtime import language
 from shared.runtime.host import ModelFolder
 from shared.runtime.role_rules import RefusalKind, SwitchRefused
 from tests.support.demo_engine import plates
+from tests.support.parts import ask, pictures_of
 from tests.support.roles import Hosts, running_hosts
 from tests.support.stages import GATEWAY, MODEL
 
@@ -106,6 +111,47 @@ async def test_other_switches_lose_and_change_nothing(
         await system.settled()
     for k, pictures in jobs.items():
         assert answers[k] == list(engine.generate(requests[k], pictures)), k
+
+
+async def test_a_prefill_worker_leaves_in_the_middle_of_its_early_work(
+    folder: ModelFolder,
+    engine: LocalEngine,
+    prompts: PromptMaker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts that it began, and whose pictures are still being encoded, are computed elsewhere."""
+    run = EncodeExecutor.run
+
+    def slowly(executor: EncodeExecutor, pixels: Sequence[Any]) -> Any:
+        time.sleep(0.2 * len(pixels))
+        return run(executor, pixels)
+
+    monkeypatch.setattr(EncodeExecutor, "run", slowly)
+    jobs = {f"r{n}": [f"{n} What is this? " * 30, *plates(n, 2), "And?"] for n in range(4)}
+    requests = {
+        name: ask(prompts, name, parts, temperature=0.7, seed=5) for name, parts in jobs.items()
+    }
+    async with running_hosts(
+        folder, "1E 2P 1D", kv_bytes="16MiB", min_early_tokens=16, max_batch_patches=1
+    ) as system:
+        await asyncio.gather(
+            *(system.submit(requests[name], pictures_of(parts)) for name, parts in jobs.items())
+        )
+        while not num_early(system, "w1"):
+            await asyncio.sleep(0.001)
+        assert not any(system.events.values()), "all pictures are still being encoded"
+        switched = await system.switch("w1", "decode")
+        assert switched.after == (Role.DECODE,)
+        answers = {name: await system.tokens_of(name) for name in jobs}
+        await system.settled()
+    for name, parts in jobs.items():
+        assert answers[name] == list(engine.generate(requests[name], pictures_of(parts))), name
+
+
+def num_early(system: Hosts, name: str) -> float:
+    """Prompt tokens that a worker has computed before their pictures were there."""
+    registry = system.hosts[name].registry
+    return registry.get_sample_value("triptych_prompt_tokens_early_total") or 0.0
 
 
 async def test_a_switch_that_cannot_be_is_refused_and_changes_nothing(

@@ -16,37 +16,16 @@ from services.encoder.executor import EncodeExecutor
 from services.encoder.settings import EncoderSettings
 from services.local_engine import LocalEngine
 from services.prefill.settings import PrefillSettings
-from shared.messages.descriptor import RequestDescriptor, SamplingParams
+from shared.messages.descriptor import RequestDescriptor
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
-from shared.text.prompt import ChatMessage
 from tests.support.demo_engine import plates
-from tests.support.stages import GATEWAY, MODEL, Pipeline, running_pipeline
+from tests.support.parts import Parts, ask, pictures_of
+from tests.support.stages import MODEL, Pipeline, running_pipeline
 from tests.support.vision_folders import build_vision_folder, picture_file
 
 TOPOLOGIES = ("E-P-D", "EP-D", "ED-P", "E-PD", "EPD", "1EPD 1E 1PD 1D")
-Parts = Sequence[str | bytes]
-
-
-def ask(prompts: PromptMaker, name: str, parts: Parts, **sampling: Any) -> RequestDescriptor:
-    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8, **sampling})
-    made = prompts.request([], "", params)
-    content = tuple(prompts.measure(each) if isinstance(each, bytes) else each for each in parts)
-    prompt = prompts.build([ChatMessage("user", content)])
-    return made.model_copy(
-        update={
-            "request_id": name,
-            "gateway": GATEWAY,
-            "model": MODEL,
-            "prompt_token_ids": prompt.token_ids,
-            "media": prompt.media,
-        }
-    )
-
-
-def pictures_of(parts: Parts) -> list[bytes]:
-    return [each for each in parts if isinstance(each, bytes)]
 
 
 @pytest.fixture
