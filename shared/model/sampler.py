@@ -31,7 +31,9 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Sampled | 
     # The maximum is NaN as soon as one logit is, and infinite where a probability would be lost.
     is_finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
     allowed = shaped(logits, rows)
-    tokens: list[int] = allowed.argmax(dim=-1).tolist()
+    # On a CPU torch looks for the largest of a row in float32 four times as fast as in 16 bits.
+    comparable = allowed.float() if allowed.dtype.itemsize == 2 else allowed
+    tokens: list[int] = comparable.argmax(dim=-1).tolist()
     drawn = [i for i, row in enumerate(rows) if not row.is_greedy and is_finite[i]]
     if drawn:
         for i, token_id in zip(drawn, draw(allowed[drawn], [rows[i] for i in drawn]), strict=True):
