@@ -1,8 +1,9 @@
 """Which pictures and videos of a request are divided over encoders, and into how many parts. Pure.
 
 In: the work of every item that has to be encoded, and how many encoders are free. Out: a number of
-parts for each. Whole items go round the encoders first, because a part costs a task and often the
-resizing of the whole picture; what would make one encoder work longer than the others is divided.
+parts for each. All encoders work on the first item, then on the next: prefill begins with the first
+while the others are encoded. A part costs a task and often the resizing of the whole picture, so of
+many items whole ones go round the encoders, and only what is left over is divided.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from shared.media.sizing.division import max_parts
 from shared.messages.descriptor import MediaItem, WorkerRef
 from shared.messages.refs import EmbeddingClaim
 
-SLACK = 1.1
-"""An encoder may get so much more than an equal share before an item is divided for it."""
+MAX_ROUNDS = 2
+"""With more whole items for each encoder, these go round."""
 
 
 def num_free(encoders: Collection[WorkerRef], claims: Iterable[EmbeddingClaim]) -> int:
@@ -31,16 +32,12 @@ def numbers_of_parts(
     divided, otherwise no part gets fewer patches."""
     if num_encoders < 2 or not min_part_patches:
         return [1] * len(items)
-    work = [item.num_patches for item in items]
-    fair = sum(work) / num_encoders
-    loads = [0.0] * num_encoders
-    chosen = []
-    for item, patches in zip(items, work, strict=True):
-        loads.sort()
-        most = min(num_encoders, max_parts(item.units), patches // min_part_patches)
-        if most < 2 or loads[0] + patches <= SLACK * fair:
-            most = 1
-        for number in range(most):
-            loads[number] += patches / most
-        chosen.append(most)
-    return chosen
+    num_whole = len(items) // num_encoders * num_encoders
+    if num_whole <= MAX_ROUNDS * num_encoders:
+        num_whole = 0
+    return [
+        1
+        if number < num_whole
+        else max(1, min(num_encoders, max_parts(item.units), item.num_patches // min_part_patches))
+        for number, item in enumerate(items)
+    ]

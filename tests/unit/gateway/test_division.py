@@ -35,25 +35,16 @@ class TestNumbersOfParts:
     def test_one_large_item_goes_to_all(self) -> None:
         assert parts([item(20)]) == [5]
 
-    def test_as_many_items_as_encoders_stay_whole(self) -> None:
-        assert parts([item(20)] * 5) == [1] * 5
-        assert parts([item(20)] * 10) == [1] * 10
+    def test_a_few_items_are_all_divided_so_that_the_first_land_first(self) -> None:
+        for number in (2, 5, 6, 10, 14):
+            assert parts([item(20)] * number) == [5] * number
 
-    def test_the_rest_of_a_round_is_divided(self) -> None:
-        assert parts([item(20)] * 6) == [1, 1, 1, 1, 1, 5]
-        assert parts([item(20)] * 8) == [1, 1, 1, 1, 1, 5, 5, 5]
-
-    def test_fewer_items_than_encoders_are_all_divided(self) -> None:
-        assert parts([item(20)] * 2) == [5, 5]
-        assert parts([item(20)] * 4) == [5] * 4
+    def test_many_items_go_round_whole_and_the_rest_of_a_round_is_divided(self) -> None:
+        assert parts([item(20)] * 15) == [1] * 15
+        assert parts([item(20)] * 17) == [1] * 15 + [5] * 2
 
     def test_small_items_stay_whole_beside_a_large_one(self) -> None:
         assert parts([item(1), item(100), item(1)]) == [1, 5, 1]
-
-    def test_what_cannot_be_divided_is_counted_all_the_same(self) -> None:
-        # The video would be an equal share if the picture were not: it fills a whole encoder.
-        assert parts([item(1, 3000), item(10)], 2) == [1, 1]
-        assert parts([item(1, 1000), item(30)], 2) == [1, 2]
 
     def test_no_part_is_smaller_than_asked(self) -> None:
         assert parts([item(20)], min_part_patches=700) == [2]
