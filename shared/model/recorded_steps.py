@@ -26,20 +26,29 @@ logger = logging.getLogger(__name__)
 MIN_BLOCKS = 16
 """Tables of a recording have room for so many blocks, or for a power of two of them."""
 
-MAX_RECORDINGS = 32
-"""Each holds the activations of all layers, some 50 KB per layer and row; the oldest goes."""
+MAX_BYTES = 256 * 1024 * 1024
+"""Recordings hold the activations of all layers; the least recently used go, but for the newest."""
 
 
 class RecordedSteps:
-    """A model's decode steps over one cache. Calls must come from one thread at a time."""
+    """A model's decode steps over one cache. Calls must come from one thread at a time.
 
-    def __init__(self, model: LanguageModel, kv: KvCache) -> None:
+    The model's weights must stay where they are: after `LanguageModel.expect` it takes a new one.
+    """
+
+    def __init__(self, model: LanguageModel, kv: KvCache, *, max_bytes: int = MAX_BYTES) -> None:
         self._model = model
         self._kv = kv
+        self._max_bytes = max_bytes
         self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
         self._is_recordable = kv.data.dtype == torch.bfloat16 and has_compiled_kernels()
         self.num_recorded = 0
         self.num_replayed = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """What the recordings hold."""
+        return sum(each.num_bytes for each in self._recordings.values())
 
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> torch.Tensor:
@@ -63,7 +72,7 @@ class RecordedSteps:
             return self._model.forward(batch, self._kv)
         self.num_recorded += 1
         self._recordings[num_seqs, num_blocks] = recording
-        if len(self._recordings) > MAX_RECORDINGS:
+        while len(self._recordings) > 1 and self.num_bytes > self._max_bytes:
             self._recordings.popitem(last=False)
         return recording.logits.clone()
 
@@ -91,6 +100,7 @@ class _Recording:
             return model.finish(hidden, self._step)
 
         self._tape, self.logits = record(compute)
+        self.num_bytes = self._tape.num_bytes
 
     def replay(self, batch: ForwardBatch) -> torch.Tensor:
         """Logits of another step with as many sequences; a copy, as the next goes to the same

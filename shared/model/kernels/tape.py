@@ -47,12 +47,18 @@ class NotRecordable(Exception):
 
 
 class Tape:
-    """Replays on the memory of the recording, from any thread, one at a time."""
+    """Replays on the memory of the recording, from any thread, one at a time.
 
-    def __init__(self, calls: Sequence[tuple[int, Arguments]], held: Sequence[Any]) -> None:
+    It keeps what was made during the recording; weights and inputs are its owner's to keep.
+    """
+
+    def __init__(
+        self, calls: Sequence[tuple[int, Arguments]], held: Sequence[Any], num_bytes: int
+    ) -> None:
         from shared.model.kernels import sequences
 
         self._held = held
+        self.num_bytes = num_bytes
         sizes = [-(-len(block) // _ALIGNED) * _ALIGNED for _, block in calls]
         starts = np.concatenate(([0], np.cumsum(sizes)))
         self._blocks = np.zeros(starts[-1], np.int64)
@@ -85,7 +91,7 @@ def record(compute: Callable[[], torch.Tensor]) -> tuple[Tape, torch.Tensor]:
     # Before a kernel counts in its block.
     with listen(lambda kernel, block: calls.append((kernel, block.copy()))), watch:
         result = compute()
-    return Tape(calls, watch.made), result
+    return Tape(calls, watch.made, watch.num_bytes), result
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -94,6 +100,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.made: list[Any] = []
+        self.num_bytes = 0
 
     def __torch_dispatch__(
         self,
@@ -107,4 +114,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             raise NotRecordable(name)
         made = func(*args, **(kwargs or {}))
         self.made.append(made)
+        if name == "aten::empty":
+            self.num_bytes += made.nbytes
         return made

@@ -14,7 +14,7 @@ from shared.demo import model_dir
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.decoder import LanguageModel
 from shared.model.kernels.choice import KernelChoice, has_compiled_kernels
-from shared.model.recorded_steps import MAX_RECORDINGS, MIN_BLOCKS, RecordedSteps
+from shared.model.recorded_steps import MIN_BLOCKS, RecordedSteps
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import load_language
@@ -99,7 +99,7 @@ def test_what_computes_with_more_than_kernels_is_not_recorded() -> None:
     assert (steps.num_recorded, steps.num_replayed) == (0, 0)
 
 
-def test_logits_outlive_the_next_step_and_recordings_are_bounded() -> None:
+def test_logits_outlive_the_next_step() -> None:
     model, kv = load(model_dir())
     steps = RecordedSteps(model, kv)
     batch = ForwardBatch.pack([sequence(0, [7])], BLOCK_SIZE)
@@ -108,7 +108,25 @@ def test_logits_outlive_the_next_step_and_recordings_are_bounded() -> None:
     for token in range(20):
         steps(ForwardBatch.pack([sequence(0, [token])], BLOCK_SIZE))
     assert torch.equal(first, kept)
-    assert steps.num_recorded == 1 <= MAX_RECORDINGS
+    assert steps.num_recorded == 1
+
+
+def test_recordings_are_bounded() -> None:
+    model, kv = load(model_dir())
+    free = RecordedSteps(model, kv)
+    batches = [ForwardBatch.pack([sequence(0, [7])] * size, BLOCK_SIZE) for size in (1, 2, 3)]
+    held = []
+    for batch in batches:
+        free(batch)
+        held.append(free.num_bytes)
+    steps = RecordedSteps(model, kv, max_bytes=held[1])
+    for batch in (*batches, *batches):
+        assert torch.equal(steps(batch), free(batch))
+        assert steps.num_bytes <= max(held[1], held[2] - held[1])
+    assert steps.num_recorded == 6
+    for batch in batches[2:]:
+        steps(batch)
+    assert steps.num_recorded == 6
 
 
 def test_other_steps_are_the_models_own() -> None:
