@@ -109,13 +109,9 @@ def load_or_save(folder: Path, start: Path | None = None) -> Tokenizer:
     """The tokenizer of an interrupted run, or of the weights it starts from, since weights fit no
     other; a new one without any."""
     if start is not None:
-        return save(folder, load(start))
-    return save(folder, load(folder) if (folder / "tokenizer.json").exists() else build())
-
-
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder."""
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return save(folder, Tokenizer.from_file(str(start / "tokenizer.json")))
+    path = folder / "tokenizer.json"
+    return save(folder, Tokenizer.from_file(str(path)) if path.exists() else build())
 
 
 def save(folder: Path, tokenizer: Tokenizer) -> Tokenizer:

@@ -17,8 +17,7 @@ import torch
 from rich.progress import Progress, TaskID
 
 from examples.plates.evaluate import evaluate, report
-from examples.plates.replicas import Replicas, replicas
-from examples.plates.trainer import Trainer, prepare
+from examples.plates.trainer import Trainer
 
 
 class Reporter:
@@ -49,7 +48,7 @@ class Reporter:
 
 def run(trainer: Trainer, check_every_s: float) -> None:
     """Trains until the time is spent, with a check and a checkpoint every `check_every_s`."""
-    reporter = Reporter(trainer.budget_s) if trainer.place.leads else None
+    reporter = Reporter(trainer.budget_s)
     next_check_s = trainer.spent_s + check_every_s
     mean: dict[str, float] = {}
     while trainer.share < 1:
@@ -59,8 +58,6 @@ def run(trainer: Trainer, check_every_s: float) -> None:
             while trainer.share < 1 and trainer.stage() is stage:
                 for name, value in trainer.train_step(source, stage).items():
                     mean[name] = 0.95 * mean.get(name, value) + 0.05 * value
-                if reporter is None:
-                    continue
                 numbers = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
                 text = f"step {trainer.step}  samples {trainer.samples}  {numbers}"
                 reporter.progress(trainer.spent_s, text)
@@ -70,9 +67,8 @@ def run(trainer: Trainer, check_every_s: float) -> None:
                     reporter.say(f"{trainer.spent_s / 60:6.1f} min  {trainer.check()}")
         finally:
             source.close()
-    if reporter is not None:
-        trainer.save()
-        reporter.close()
+    trainer.save()
+    reporter.close()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,12 +87,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="model folder to go on from, for example shared/demo/model (default: from nothing)",
     )
-    made.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads, each with a copy of the model and its own batches (default: 1)",
-    )
+    made.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     made.add_argument(
         "--check-every-s", type=float, default=240, help="seconds between checkpoints"
     )
@@ -106,21 +97,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def train(place: Replicas, options: argparse.Namespace) -> None:
-    """One copy's run, from its last checkpoint if there is one."""
-    torch.set_num_threads(1)
-    trainer = Trainer(options.out, options.minutes, options.seed, options.start, place)
-    if trainer.resume() and place.leads:
-        print(f"going on from step {trainer.step}, {trainer.spent_s / 60:.1f} minutes in")
-    run(trainer, options.check_every_s)
-
-
 def main() -> None:
     options = parser().parse_args()
+    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    prepare(options.out, options.start)
-    with replicas(options.threads, train, options) as place:
-        train(place, options)
+    trainer = Trainer(options.out, options.minutes, options.seed, options.start)
+    if trainer.resume():
+        print(f"going on from step {trainer.step}, {trainer.spent_s / 60:.1f} minutes in")
+    run(trainer, options.check_every_s)
     print(report(evaluate(options.out / "model", options.questions)))
 
 

@@ -21,7 +21,6 @@ from examples.plates.batches import BatchProcess, Diet, collate
 from examples.plates.encode import Encoder
 from examples.plates.forward import ATTENTION, Hints, Losses, language_losses, losses
 from examples.plates.questions import held_out_conversations
-from examples.plates.replicas import Replicas
 from examples.plates.stored import PictureStore, stored_batches
 
 
@@ -43,10 +42,10 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage(0.14, Diet(1, 4, max_pictures=1, batch_tokens=3000), hints=1.0),
     Stage(0.30, Diet(4, 4, max_pictures=1, batch_tokens=3000, bare_share=0.98), hints=1.0),
-    Stage(0.35, Diet(5, 6, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
-    Stage(0.47, Diet(6, 8, 4, batch_tokens=3500, drill_share=0.4), hints=0, learn_tower=False),
-    Stage(0.80, Diet(2, 6, 4, batch_tokens=3500, bare_share=0.2, drill_share=0.6), hints=0.7),
-    Stage(1.01, Diet(3, 4, 4, batch_tokens=3500, bare_share=0.05, drill_share=0.5), hints=0.3),
+    Stage(0.37, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
+    Stage(0.48, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
+    Stage(0.80, Diet(2, 5, 4, batch_tokens=5000, bare_share=0.2, drill_share=0.5), hints=0.7),
+    Stage(1.01, Diet(3, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
 )
 """Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
 has learned, with one picture and then with several; both together; at last requests as served."""
@@ -69,7 +68,7 @@ class Recipe:
     peak_rate: float
 
 
-FROM_NOTHING = Recipe(STAGES, peak_rate=1.4e-3)
+FROM_NOTHING = Recipe(STAGES, peak_rate=1e-3)
 GOING_ON = Recipe(MORE_STAGES, peak_rate=9e-4)
 
 LAST_RATE = 1e-5
@@ -80,7 +79,7 @@ WARM_UP = 0.015
 AVERAGE_DECAY = 0.998
 WEIGHT_DECAY = 0.03
 MAX_STEP_S = 3.0
-"""What took longer was suspended, or a check: the rest of it does not count as training."""
+"""A longer step was suspended; the rest of it does not count as training."""
 NUMBER_HINT = 0.3
 """Weight of the loss that names each picture's number."""
 STORED_PICTURES = 16_000
@@ -180,30 +179,17 @@ class StoredSource:
         """Nothing is held."""
 
 
-def prepare(out: Path, start: Path | None = None) -> None:
-    """Writes the model folder of a run but for its weights: before its copies start."""
-    words = tokenizer.load_or_save(out / "model", start)
-    architecture.save_settings(out / "model", words)
-
-
 class Trainer:
-    """Model, optimiser, running average and clock of one run, or of one of its copies.
+    """Model, optimiser, running average and clock of one run.
 
-    `out` is a folder that `prepare` made. `start` is a model folder to go on from, weights and
-    tokenizer; without it all is new.
+    `start` is a model folder to go on from, weights and tokenizer; without it all is new.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        minutes: float,
-        seed: int,
-        start: Path | None = None,
-        place: Replicas = Replicas(),
-    ) -> None:
-        self.out, self.budget_s, self.place = out, minutes * 60, place
+    def __init__(self, out: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+        self.out, self.budget_s = out, minutes * 60
         self.recipe = FROM_NOTHING if start is None else GOING_ON
-        self.words = tokenizer.load(out / "model")
+        self.words = tokenizer.load_or_save(out / "model", start)
+        architecture.save_settings(out / "model", self.words)
         self.model = fresh_model(self.words, seed) if start is None else stored_model(start)
         widths = (
             self.model.config.vision_config.hidden_size,
@@ -219,7 +205,6 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.average = [w.detach().clone() for w in self.model.parameters()]
         self.step, self.samples, self.spent_s = 0, 0, 0.0
-        self._lap = time.monotonic()
 
     @property
     def share(self) -> float:
@@ -228,14 +213,14 @@ class Trainer:
     def source(self, stage: Stage) -> Source:
         """Samples for a stage; other ones after every interruption."""
         kind = StoredSource if stage.stored else DrawnSource
-        seed = stage.diet.seed + 1000 * self.step + 100 * self.place.rank
-        return kind(self, stage, seed)
+        return kind(self, stage, stage.diet.seed + 1000 * self.step)
 
     def stage(self) -> Stage:
         return next(stage for stage in self.recipe.stages if self.share < stage.until)
 
     def train_step(self, source: Source, stage: Stage) -> dict[str, float]:
-        """One update."""
+        """One update; its time counts, waiting included."""
+        start = time.monotonic()
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.share, self.recipe.peak_rate)
         with autocast():
@@ -244,20 +229,15 @@ class Trainer:
             loss = loss + NUMBER_HINT * found.numbered + MATCH_HINT * found.matched
             loss = loss + TALLY_HINT * found.tallied
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        self.spent_s = self.place.share(self.weights, self.spent_s + self._lap_s())
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         decay = min(AVERAGE_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
-        self.step, self.samples = self.step + 1, self.samples + conversations * self.place.size
+        self.step, self.samples = self.step + 1, self.samples + conversations
+        self.spent_s += min(MAX_STEP_S, time.monotonic() - start)
         return {name: value for name, value in found.numbers().items() if not math.isnan(value)}
-
-    def _lap_s(self) -> float:
-        """Seconds since the last update, waiting included."""
-        last, self._lap = self._lap, time.monotonic()
-        return min(MAX_STEP_S, self._lap - last)
 
     @contextmanager
     def averaged(self) -> Iterator[Qwen2_5_VLForConditionalGeneration]:
