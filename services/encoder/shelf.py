@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 import torch
 
 from shared.cache.embedding_pool import EmbeddingPool
+from shared.messages.descriptor import WorkerRef
 from shared.messages.refs import EmbeddingRef, TensorRef, embedding_lease_id
 from shared.messages.work import EncodeTask
 from shared.runtime.embedding_index import EmbeddingIndex
@@ -29,9 +30,16 @@ class Shelf:
     """The pool of one encoder. `room` is told when memory may have become free."""
 
     def __init__(
-        self, worker: Worker, index: EmbeddingIndex, pool_bytes: int, room: Signal
+        self,
+        worker: Worker,
+        index: EmbeddingIndex,
+        pool_bytes: int,
+        room: Signal,
+        *,
+        encodes: Callable[[WorkerRef], bool],
     ) -> None:
         self._worker = worker
+        self._encodes = encodes
         self._index = index
         self._room = room
         self._offered: dict[str, TensorRef] = {}  # standing leases by content key
@@ -47,7 +55,10 @@ class Shelf:
         if ref is not None:
             return ref.tensor.owner != me
         claim = self._index.claim_of(key)
-        return not (task.insists or claim is None or claim.encoder in (None, me))
+        if task.insists or claim is None or claim.encoder in (None, me):
+            return False
+        # One that changes its role hands its tasks back, and its claim stays behind.
+        return self._encodes(claim.encoder)
 
     def claim(self, task: EncodeTask) -> None:
         """Tell all that this worker makes the embedding; the work does not wait for it."""

@@ -27,7 +27,7 @@ from shared.bus.base import ObjectStore, WorkQueue
 from shared.clock import wall
 from shared.errors import FailureKind, ObjectMissing, RequestFailed
 from shared.messages.control import Role
-from shared.messages.descriptor import MediaPart
+from shared.messages.descriptor import MediaPart, WorkerRef
 from shared.messages.work import EncodeTask
 from shared.model.towers.base import TowerInput
 from shared.runtime.directory import WorkerDirectory
@@ -51,6 +51,8 @@ class EncodeStores:
     index: EmbeddingIndex
     encoders: Callable[[], int]
     """How many encoders live."""
+    encodes: Callable[[WorkerRef], bool] = lambda _: True
+    """Whether a worker takes pictures now: one that is leaving hands back what it claimed."""
 
 
 class EncodeStage:
@@ -81,7 +83,7 @@ class EncodeStage:
         self._guard = StepGuard(Role.ENCODE.value)
         self._work = Signal()
         self._room = Signal()
-        self._shelf = Shelf(worker, stores.index, pool_bytes, self._room)
+        self._shelf = Shelf(worker, stores.index, pool_bytes, self._room, encodes=stores.encodes)
         self._pool = self._shelf.pool
         self._metrics.pool_usage.set_function(lambda: self._pool.used_bytes / pool_bytes)
         self._threads = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="preprocess")
@@ -290,4 +292,7 @@ async def open_stores(
         ),
         index=await open_index(worker.bus, directory, worker.cancellations),
         encoders=lambda: len(directory.live(Role.ENCODE)),
+        encodes=lambda worker: any(
+            each.worker == worker for each in directory.live(Role.ENCODE, ready_only=True)
+        ),
     )

@@ -100,6 +100,7 @@ async def test_other_switches_lose_and_change_nothing(
     folder: ModelFolder,
     engine: LocalEngine,
     prompts: PromptMaker,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     jobs = {f"r{n}": plates(n, n % 3) for n in range(9)}
     requests = {k: make(prompts, k, pictures, max_tokens=24) for k, pictures in jobs.items()}
@@ -109,6 +110,7 @@ async def test_other_switches_lose_and_change_nothing(
         await system.switch(name, role)
         answers = {k: await system.tokens_of(k) for k in jobs}
         await system.settled()
+    assert "nobody announced it" not in caplog.text, "what an encoder hands back is taken at once"
     for k, pictures in jobs.items():
         assert answers[k] == list(engine.generate(requests[k], pictures)), k
 
