@@ -158,18 +158,25 @@ def switch(cluster: Cluster, worker: str, role: str) -> httpx.Response:
     return httpx.post(url, json={"role": role}, timeout=PATIENCE_S, trust_env=False)
 
 
+def ready_ones(cluster: Cluster) -> set[str]:
+    """The workers that are registered as ready."""
+    return {name for name, (_, ready) in roles(cluster).items() if ready}
+
+
 def mend(cluster: Cluster) -> None:
     """Start what was killed again, and bring everybody back to the role of its name."""
-    for process in cluster.processes.values():
-        if process.popen.poll() is not None:
-            cluster.restart(process.name)
+    dead = {p.name for p in cluster.processes.values() if p.popen.poll() is not None}
+    for name in dead:
+        cluster.restart(name)
+    # A dead one stays registered for a while, and is not the new one of its name.
+    until(lambda: not dead & ready_ones(cluster))
     workers = {p.name: p.name.rsplit("-", 1)[0] for p in cluster.processes.values()}
     home = {
         name: {"encoder": "encode"}.get(service, service)
         for name, service in workers.items()
         if service != "gateway"
     }
-    until(lambda: {name for name, (_, ready) in roles(cluster).items() if ready} == set(home))
+    until(lambda: ready_ones(cluster) == set(home))
     for name, (stages, _) in roles(cluster).items():
         if stages != [home[name]]:
             response = switch(cluster, name, home[name])
