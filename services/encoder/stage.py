@@ -51,7 +51,7 @@ class EncodeStores:
     index: EmbeddingIndex
     encoders: Callable[[], int]
     """How many encoders live."""
-    encodes: Callable[[WorkerRef], bool] = lambda _: True
+    encodes: Callable[[WorkerRef], bool]
     """Whether a worker takes pictures now: one that is leaving hands back what it claimed."""
 
 

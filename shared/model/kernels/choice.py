@@ -64,7 +64,12 @@ class KernelChoice:
             _require(weight, _packable(), "linear_kernel", linear)
             return PackedKernel(weight)
         if linear == "paired":
-            _require(weight, _pairable(), "linear_kernel", linear)
+            _require(weight, (torch.bfloat16,), "linear_kernel", linear)
+            if not has_paired_kernels():
+                raise SettingsError(
+                    "linear_kernel='paired' needs a CPU with AVX-512 bfloat16 instructions and the "
+                    "package numba"
+                )
             is_fit = weight.shape[1] % PAIRED_LANES == 0
             return PairedKernel(weight, self.rows) if is_fit else PackedKernel(weight)
         if linear == "compiled":
@@ -86,10 +91,6 @@ def _fastest(weight: torch.Tensor) -> str:
         return "paired"
     # With bfloat16 instructions oneDNN is at the machine's limits; without them torch emulates.
     return "packed" if has_bf16_instructions() else "compiled"
-
-
-def _pairable() -> tuple[torch.dtype, ...]:
-    return (torch.bfloat16,) if has_paired_kernels() else ()
 
 
 def _packable() -> tuple[torch.dtype, ...]:
@@ -126,7 +127,7 @@ def _require(
     if weight.device.type != "cpu":
         raise SettingsError(f"{setting}={value!r} needs device cpu, not {weight.device.type}")
     if weight.dtype not in dtypes:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes) or "another"
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         dtype = str(weight.dtype).removeprefix("torch.")
         raise SettingsError(f"{setting}={value!r} needs dtype {names} on this CPU, not {dtype}")
 

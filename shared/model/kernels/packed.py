@@ -23,7 +23,8 @@ class PackedKernel:
 
     def unpacked(self) -> torch.Tensor:
         """The weight as it was loaded."""
-        return self._weight.to_dense()  # type: ignore[no-any-return]
+        weight: torch.Tensor = self._weight.to_dense()
+        return weight
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, bias, "none", [], "")  # type: ignore[no-any-return]

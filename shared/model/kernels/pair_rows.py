@@ -31,7 +31,14 @@ from shared.model.kernels.rows import (
     X,
     finish,
 )
-from shared.model.kernels.vector import offset, pointer_to, row_at, store_sums, take_next
+from shared.model.kernels.vector import (
+    offset,
+    pointer_to,
+    row_at,
+    store_sums,
+    take_next,
+    tile_signature,
+)
 
 initialize_native_asmparser()  # the instruction is written as assembly
 
@@ -102,17 +109,7 @@ def pair_tile(
     `x` points to bfloat16, `w` to bfloat16 or int8.
     """
     rows, columns = x_rows.literal_value, w_rows.literal_value
-    signature = types.void(
-        x,
-        types.int64,
-        x_rows,
-        w,
-        types.int64,
-        w_rows,
-        types.int64,
-        types.int64,
-        types.CPointer(types.float32),
-    )
+    signature = tile_signature(x, x_rows, w, w_rows)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_start, x_stride, _, w_start, w_stride, _, width, ahead, sums = arguments

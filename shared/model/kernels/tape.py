@@ -94,11 +94,11 @@ def record(compute: Callable[[], torch.Tensor]) -> tuple[Tape, torch.Tensor]:
     return Tape(calls, watch.made, watch.num_bytes), result
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
     """Keeps what is made, and refuses what computes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
         self.made: list[Any] = []
         self.num_bytes = 0
 

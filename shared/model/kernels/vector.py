@@ -115,6 +115,15 @@ def as_stored(typing_context: Any, pointer: Any, value: Any) -> Any:
     return types.float32(pointer, types.float32), generate
 
 
+def tile_signature(x: Any, x_rows: Any, w: Any, w_rows: Any) -> Any:
+    """Of a product of a few rows with a few weight rows: each with its stride and number, then the
+    width, how far ahead weights are requested, and the sums."""
+    rows_of_x, rows_of_w = (x, types.int64, x_rows), (w, types.int64, w_rows)
+    return types.void(
+        *rows_of_x, *rows_of_w, types.int64, types.int64, types.CPointer(types.float32)
+    )
+
+
 @intrinsic(prefer_literal=True)
 def dot_tile(
     typing_context: Any,
@@ -136,17 +145,7 @@ def dot_tile(
     requested from memory.
     """
     rows, columns = x_rows.literal_value, w_rows.literal_value
-    signature = types.void(
-        x,
-        types.int64,
-        x_rows,
-        w,
-        types.int64,
-        w_rows,
-        types.int64,
-        types.int64,
-        types.CPointer(types.float32),
-    )
+    signature = tile_signature(x, x_rows, w, w_rows)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_start, x_stride, _, w_start, w_stride, _, width, ahead, sums = arguments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -32,15 +31,6 @@ needs_compiled_kernels = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def spec() -> ModelSpec:
     return ModelSpec.load(model_dir())
-
-
-@pytest.fixture(params=[1, 3])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Three threads cut a step's values at places that have nothing to do with rows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 Sized = tuple[LanguageModel, KvCache]

@@ -116,7 +116,7 @@ def test_a_model_keeps_what_its_steps_need() -> None:
 
 def test_where_the_cpu_cannot_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.model.kernels.choice.has_paired_kernels", lambda: False)
-    with pytest.raises(SettingsError, match="linear_kernel='paired' needs dtype another on"):
+    with pytest.raises(SettingsError, match="needs a CPU with AVX-512 bfloat16"):
         KernelChoice("paired").kernel_for(random(8, 32))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,6 @@ NUM_BLOCKS = 120
 BLOCKS_PER_SEQUENCE = 40
 
 pytestmark = pytest.mark.skipif(not has_compiled_kernels(), reason="needs numba and AVX2")
-
-
-@pytest.fixture(params=[1, 3])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def load(
