@@ -42,7 +42,7 @@ from bench.planner_requests import KINDS, MODEL, RequestMaker
 from bench.planner_stages import stage_table
 from bench.processes import ForeignLoad
 from bench.server import running_server
-from services.launcher.stack import num_cores
+from services.launcher.cores import own_cores
 from services.planner.cluster import Cluster, Limits, Links
 from services.planner.goodput import at_rate, rate_of
 from services.planner.perf_model import PerformanceModel
@@ -100,7 +100,7 @@ def main() -> None:
     quiet()
     model = read_profile(options.profile)
     limits = Limits(num_blocks=KV_BYTES // (16 * model.kv_bytes_per_token))
-    cores = num_cores()
+    cores = len(own_cores())
     speed = measure_full_speed(cores)
     cluster = Cluster(options.topology, limits, model.links or Links(), cores, speed)
     os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)

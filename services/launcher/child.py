@@ -54,6 +54,7 @@ class Child:
             )
         except OSError as error:
             raise TriptychError(f"{spec.name} cannot be started: {error}") from error
+        _keep_on(process.pid, spec.cores)
         return cls(spec, process, on_line)
 
     @property
@@ -104,6 +105,13 @@ class Child:
             if line.event:
                 self.last_lines.append(line)
                 self._on_line(line)
+
+
+def _keep_on(pid: int, cores: tuple[int, ...]) -> None:
+    """Keep a process that has just begun, and so all its threads to come, on these cores."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended already, which others tell
+            os.sched_setaffinity(pid, cores)
 
 
 def environment(spec: ProcessSpec) -> dict[str, str]:

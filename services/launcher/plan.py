@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from services.launcher.cores import ANYWHERE, divide
 from services.launcher.settings import LauncherSettings
 from shared.messages.control import Role
 
@@ -29,7 +30,7 @@ class StopRank(IntEnum):
 class ProcessSpec:
     """One process to keep running. `environment` is added to the launcher's own.
 
-    `stages` says for a reader what a worker hosts.
+    `stages` says for a reader what a worker hosts; `cores` are those that it stays on, if any.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ProcessSpec:
     stop_rank: StopRank
     environment: Mapping[str, str] = field(default_factory=dict)
     stages: str = ""
+    cores: tuple[int, ...] = ANYWHERE
 
 
 def in_role(spec: ProcessSpec, stages: tuple[str, ...]) -> ProcessSpec:
@@ -76,11 +78,13 @@ def thread_environment(threads: int, num_cores: int, num_workers: int) -> dict[s
 
 
 def service_specs(
-    settings: LauncherSettings, nats_url: str, port: int, num_cores: int
+    settings: LauncherSettings, nats_url: str, port: int, cores: Sequence[int]
 ) -> Iterator[ProcessSpec]:
-    """The workers, then the gateway."""
-    threads = settings.threads or threads_per_worker(num_cores, settings.num_workers)
-    environment = thread_environment(threads, num_cores, settings.num_workers)
+    """The workers, then the gateway. `cores` are the machine's, neighbours side by side."""
+    threads = settings.threads or threads_per_worker(len(cores), settings.num_workers)
+    environment = thread_environment(threads, len(cores), settings.num_workers)
+    pinned = settings.pin == "auto"
+    parts = divide(cores if pinned else (), threads, settings.num_workers)
     numbers: Counter[str] = Counter()
     for index, stages in enumerate(settings.workers):
         service = SERVICES[stages[0]] if len(stages) == 1 else "worker"
@@ -91,7 +95,8 @@ def service_specs(
             *(("--stages", ",".join(stages)) if len(stages) > 1 else ()),
             *_worker_flags(settings, index),
         )
-        yield ProcessSpec(name, command, StopRank.WORKER, environment, " ".join(stages))
+        hosted = " ".join(stages)
+        yield ProcessSpec(name, command, StopRank.WORKER, environment, hosted, parts[index])
     yield ProcessSpec(
         "gateway-0",
         (

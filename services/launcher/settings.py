@@ -56,6 +56,11 @@ examples:
         "two at least where there are two",
         json_schema_extra=flag("threads", "COUNT"),
     )
+    pin: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: where there are cores enough, each worker stays on some of its own",
+        json_schema_extra=flag("pin"),
+    )
     quantization: Literal["none", "int8"] = Field(
         "none",
         description="int8 keeps the language model's weights in 8 bits, one scale per output",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import httpx
 
 from services.launcher import nats_server
 from services.launcher.board import Board
+from services.launcher.cores import own_cores
 from services.launcher.data_dir import owned_data_dir
 from services.launcher.plan import service_specs
 from services.launcher.ports import claim, url_of
@@ -93,7 +93,7 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
         board.open()
         try:
             nats_url = await _start_nats(settings, supervisor, data_dir)
-            for spec in service_specs(settings, nats_url, port, num_cores()):
+            for spec in service_specs(settings, nats_url, port, own_cores()):
                 board.hosts(spec.name, spec.stages)
                 await supervisor.start(spec)
             yield Stack(supervisor, board, url_of(settings.host, port))
@@ -109,11 +109,6 @@ async def _start_nats(settings: LauncherSettings, supervisor: Supervisor, data_d
     await supervisor.start(server.spec)
     await nats_server.wait_until_listening(server.port)
     return server.url
-
-
-def num_cores() -> int:
-    """The cores that this process may use, which in a container are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def answers_ready(url: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.launcher.cores import own_cores
 from services.launcher.data_dir import PREFIX
 
 STAND_IN = """
@@ -145,6 +146,16 @@ def test_it_serves_until_a_signal_and_leaves_nothing(
     assert stops[5] == "nats"
     assert descendants_alive(stand_ins) == []
     assert leftovers(stand_ins) == []
+
+
+@pytest.mark.skipif(len(own_cores()) < 2, reason="one core cannot be divided")
+def test_workers_stay_on_cores_of_their_own(stand_ins: Path) -> None:
+    with up(stand_ins, "--encoders", "0", "--threads", "1") as running:
+        running.line_with("ready http")
+        names = ("prefill-0", "decode-0", "gateway-0")
+        prefill, decode, gateway = (os.sched_getaffinity(running.pid_of(name)) for name in names)
+    assert not prefill & decode
+    assert prefill | decode <= gateway == set(own_cores())
 
 
 @pytest.mark.parametrize("name", ["decode-0", "nats"])

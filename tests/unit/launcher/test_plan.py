@@ -24,21 +24,36 @@ def test_cores_are_divided(num_cores: int, num_workers: int, threads: int) -> No
 def test_workers_that_share_cores_let_idle_threads_sleep() -> None:
     settings = LauncherSettings()
     for num_cores, sleeps in ((2, True), (6, False)):
-        spec = next(iter(service_specs(settings, "nats://h:1", port=9, num_cores=num_cores)))
+        spec = next(iter(service_specs(settings, "nats://h:1", port=9, cores=range(num_cores))))
         assert spec.environment["OMP_NUM_THREADS"] == "2"
         assert ("GOMP_SPINCOUNT" in spec.environment) == sleeps
 
 
+def test_workers_stay_on_cores_of_their_own_where_there_are_enough() -> None:
+    settings = LauncherSettings()
+    *workers, gateway = service_specs(settings, "nats://h:1", port=9, cores=range(7))
+    assert [spec.cores for spec in workers] == [(0, 1), (2, 3), (4, 5)]
+    assert gateway.cores == ()
+    specs = service_specs(settings, "nats://h:1", port=9, cores=range(5))
+    assert {spec.cores for spec in specs} == {()}
+
+
+def test_pinning_can_be_left_out() -> None:
+    settings = load_settings(LauncherSettings, ["--pin", "none"], "up")
+    specs = service_specs(settings, "nats://h:1", port=9, cores=range(64))
+    assert {spec.cores for spec in specs} == {()}
+
+
 def test_quantization_is_handed_on_to_workers() -> None:
     settings = load_settings(LauncherSettings, ["--quantization", "int8"], "up")
-    *workers, gateway = service_specs(settings, "nats://h:1", port=9, num_cores=2)
+    *workers, gateway = service_specs(settings, "nats://h:1", port=9, cores=range(2))
     assert all(dict(pairwise(spec.command))["--quantization"] == "int8" for spec in workers)
     assert "--quantization" not in gateway.command
 
 
 def test_one_process_per_worker_and_a_gateway() -> None:
     settings = LauncherSettings(encoders=0, prefills=1, decodes=2)
-    specs = list(service_specs(settings, "nats://127.0.0.1:1", port=9, num_cores=6))
+    specs = list(service_specs(settings, "nats://127.0.0.1:1", port=9, cores=range(6)))
     assert [spec.name for spec in specs] == ["prefill-0", "decode-0", "decode-1", "gateway-0"]
     assert [spec.stop_rank for spec in specs] == [StopRank.WORKER] * 3 + [StopRank.GATEWAY]
     assert specs[0].environment["OMP_NUM_THREADS"] == "2"
@@ -47,7 +62,7 @@ def test_one_process_per_worker_and_a_gateway() -> None:
 
 def test_commands() -> None:
     settings = LauncherSettings(model=ModelSettings(path="/models/vl", dtype="float32"))
-    specs = list(service_specs(settings, "nats://h:1", port=9, num_cores=1))
+    specs = list(service_specs(settings, "nats://h:1", port=9, cores=range(1)))
     encoder, gateway = specs[0].command, specs[-1].command
     assert encoder == (
         *(sys.executable, "-m", "services.encoder", "--name", "encoder-0"),
@@ -62,7 +77,7 @@ def test_commands() -> None:
 def test_what_concerns_every_process_is_handed_on() -> None:
     argv = ["--otlp-endpoint", "http://h:4318", "--nats-credentials", "/c", "--drain-s", "60"]
     settings = load_settings(LauncherSettings, [*argv, "--log-level", "debug"], "up")
-    for spec in service_specs(settings, "nats://h:1", port=9, num_cores=1):
+    for spec in service_specs(settings, "nats://h:1", port=9, cores=range(1)):
         given = dict(pairwise(spec.command))
         assert given["--otlp-endpoint"] == "http://h:4318"
         assert given["--nats-credentials"] == "/c"
@@ -72,7 +87,7 @@ def test_what_concerns_every_process_is_handed_on() -> None:
 
 def test_each_worker_has_a_metrics_port_of_its_own() -> None:
     settings = LauncherSettings(metrics_port=9100, decodes=2)
-    commands = [s.command for s in service_specs(settings, "nats://h:1", port=9, num_cores=1)]
+    commands = [s.command for s in service_specs(settings, "nats://h:1", port=9, cores=range(1))]
     ports = [dict(pairwise(command)).get("--metrics-port") for command in commands]
     assert ports == ["9100", "9101", "9102", "9103", None]
 
@@ -92,7 +107,7 @@ def test_a_named_nats_server_is_used_wherever_it_was_named(
 
 def test_a_topology_says_which_stages_share_a_process() -> None:
     settings = LauncherSettings(topology="1EP 2D 1PD")
-    specs = list(service_specs(settings, "nats://h:1", port=9, num_cores=8))[:-1]
+    specs = list(service_specs(settings, "nats://h:1", port=9, cores=range(8)))[:-1]
     assert [(spec.name, spec.stages) for spec in specs] == [
         ("worker-0", "encode prefill"),
         ("decode-0", "decode"),
@@ -130,7 +145,7 @@ def test_counts_are_the_short_form_of_a_topology() -> None:
 
 def test_a_worker_in_another_role_keeps_its_name_and_flags() -> None:
     settings = load_settings(LauncherSettings, ["--topology", "1EP 1D"], "up")
-    worker, decoder, gateway = service_specs(settings, "nats://h:1", port=9, num_cores=2)
+    worker, decoder, gateway = service_specs(settings, "nats://h:1", port=9, cores=range(2))
     as_both = in_role(decoder, ("prefill", "decode"))
     assert as_both.command[2] == "services.worker"
     assert as_both.command[-2:] == ("--stages", "prefill,decode")
