@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from examples.plates import wording
-from examples.plates.palette import COLOUR_NAMES
 from examples.plates.specs import DRAWN_COLOURS, SHAPES, PlateSpec, ShapesSpec, Spec
 
 
@@ -29,25 +28,73 @@ class Things:
         names = (self.colour, self.shape or "shape")
         return wording.plural(" ".join(name for name in names if name is not None))
 
-    def count(self, spec: Spec) -> int:
-        """How many of them a picture shows."""
-        items = spec.items if isinstance(spec, ShapesSpec) else ()
-        return sum(
-            self.colour in (None, item.colour) and self.shape in (None, item.shape)
-            for item in items
+    def among(self, spec: ShapesSpec) -> tuple[int, ...]:
+        """Which items of a picture they are."""
+        return tuple(
+            place
+            for place, item in enumerate(spec.items)
+            if self.colour in (None, item.colour) and self.shape in (None, item.shape)
         )
 
 
 @dataclass(frozen=True)
+class Look:
+    """Where one sees what an answer says from character `begin` to `end`: in one of the question's
+    pictures, at these of its marks (digits or shapes), or all over it if there are none.
+
+    counts: the answer says how many marks those are.
+    """
+
+    begin: int
+    end: int
+    picture: int
+    marks: tuple[int, ...] = ()
+    counts: bool = False
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One question, its only right answer, its kind, the pictures that came with it, and the shapes
-    that it counts."""
+    """One question, its only right answer, its kind, the pictures that came with it, and where the
+    answer is to be seen in the pictures asked about."""
 
     question: str
     answer: str
     kind: str
     pictures: tuple[Spec, ...] = ()
-    things: Things | None = None
+    looks: tuple[Look, ...] = ()
+
+
+class Answer:
+    """An answer that is put together from parts, with where each is to be seen."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.looks: list[Look] = []
+
+    def say(self, text: str, picture: int, marks: tuple[int, ...] = ()) -> Answer:
+        """Adds a part that is seen in a picture, at these marks of it or all over it."""
+        self._add(text, picture, marks, counts=False)
+        return self
+
+    def count(self, picture: int, marks: tuple[int, ...]) -> Answer:
+        """Adds the number of these marks."""
+        self._add(str(len(marks)), picture, marks, counts=True)
+        return self
+
+    def _add(self, text: str, picture: int, marks: tuple[int, ...], *, counts: bool) -> None:
+        end = len(self.text) + len(text)
+        self.looks.append(Look(len(self.text), end, picture, marks, counts))
+        self.text += text
+
+    def spell(self, number: int, picture: int) -> Answer:
+        """Adds the digits of a plate, one mark each."""
+        for place, digit in enumerate(str(number)):
+            self.say(digit, picture, (place,))
+        return self
+
+    def to(self, question: str, kind: str) -> Turn:
+        """The turn with this answer to a question."""
+        return Turn(question, self.text, kind, looks=tuple(self.looks))
 
 
 Ask = Callable[[random.Random, tuple[Spec, ...]], Turn | None]
@@ -75,10 +122,11 @@ def ask_number(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     if not (plates := _plates(scene)):
         return None
     index, spec = rng.choice(plates)
+    answer = Answer().spell(spec.number, index)
     if len(scene) == 1:
-        return Turn(rng.choice(wording.NUMBER), str(spec.number), "number")
+        return answer.to(rng.choice(wording.NUMBER), "number")
     question = rng.choice(wording.NUMBER_WHERE).format(where=_where(rng, scene, index))
-    return Turn(question, str(spec.number), "number of nth picture")
+    return answer.to(question, "number of nth picture")
 
 
 def ask_which(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -98,8 +146,12 @@ def ask_all(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     plates = _plates(scene)
     if len(scene) < 2 or len(plates) != len(scene):
         return None
-    answer = ", ".join(str(spec.number) for _, spec in plates)
-    return Turn(rng.choice(wording.NUMBERS), answer, "all numbers")
+    answer = Answer()
+    for index, spec in plates:
+        answer.spell(spec.number, index)
+        if index < len(scene) - 1:
+            answer.say(", ", index, (len(str(spec.number)) - 1,))
+    return answer.to(rng.choice(wording.NUMBERS), "all numbers")
 
 
 def ask_plate_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -109,8 +161,10 @@ def ask_plate_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None
     index, spec = rng.choice(plates)
     where = _where(rng, scene, index)
     if spec.plate_colour is None or rng.random() < 0.3:
-        return Turn(rng.choice(wording.INK_COLOUR).format(where=where), spec.ink, "colour")
-    return Turn(rng.choice(wording.PLATE_COLOUR).format(where=where), spec.plate_colour, "colour")
+        question = rng.choice(wording.INK_COLOUR).format(where=where)
+        return Answer().say(spec.ink, index).to(question, "colour")
+    question = rng.choice(wording.PLATE_COLOUR).format(where=where)
+    return Answer().say(spec.plate_colour, index).to(question, "colour")
 
 
 def _groups(spec: ShapesSpec) -> Counter[tuple[str, str]]:
@@ -122,7 +176,6 @@ def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     if not (found := _shapes(scene)):
         return None
     index, spec = rng.choice(found)
-    where = _where(rng, scene, index)
     item = rng.choice(spec.items)
     colour, shape = item.colour, item.shape
     if rng.random() < 0.15:
@@ -132,12 +185,16 @@ def ask_count(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
         things = Things(colour, shape)
     else:
         things = Things(shape=shape) if choice < 0.75 else Things()
-    return _count_turn(rng, things, spec, where)
+    return _count_turn(rng, things, scene, index)
 
 
-def _count_turn(rng: random.Random, things: Things, spec: Spec, where: str) -> Turn:
+def _count_turn(rng: random.Random, things: Things, scene: tuple[Spec, ...], index: int) -> Turn:
+    spec = scene[index]
+    assert isinstance(spec, ShapesSpec)
+    where = _where(rng, scene, index)
     question = rng.choice(wording.COUNT).format(things=things.words, where=where)
-    return Turn(question, str(things.count(spec)), "count", things=things)
+    found = things.among(spec)
+    return Answer().count(index, found).to(question, "count")
 
 
 def ask_absent(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -149,7 +206,7 @@ def ask_absent(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     item = rng.choice(spec.items)
     near = [(c, item.shape) for c in DRAWN_COLOURS] + [(item.colour, s) for s in SHAPES]
     colour, shape = rng.choice([kind for kind in near if kind not in _groups(spec)])
-    return _count_turn(rng, Things(colour, shape), spec, _where(rng, scene, index))
+    return _count_turn(rng, Things(colour, shape), scene, index)
 
 
 def ask_shape(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -158,8 +215,8 @@ def ask_shape(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
     if not found:
         return None
     index, spec = rng.choice(found)
-    where = _where(rng, scene, index)
-    return Turn(rng.choice(wording.SHAPE).format(where=where), spec.items[0].shape, "shape")
+    question = rng.choice(wording.SHAPE).format(where=_where(rng, scene, index))
+    return Answer().say(spec.items[0].shape, index, (0,)).to(question, "shape")
 
 
 def ask_shape_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -175,29 +232,27 @@ def ask_shape_colour(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None
     index, spec, shape, colour = rng.choice(options)
     name = rng.choice((shape, "shape")) if len(spec.items) == 1 else shape
     question = rng.choice(wording.SHAPE_COLOUR).format(thing=name, where=_where(rng, scene, index))
-    return Turn(question, colour, "colour")
+    return Answer().say(colour, index, Things(colour, shape).among(spec)).to(question, "colour")
 
 
-def describe(spec: Spec) -> str:
-    """The one sentence that describes a picture."""
-    background = f"on {wording.article(spec.background)} background."
+def describe(spec: Spec, index: int = 0) -> Answer:
+    """The one sentence that describes a picture, the `index`-th of the question's."""
+    answer = Answer()
     if isinstance(spec, ShapesSpec):
-        groups = sorted(_groups(spec).items(), key=lambda group: _describing_order(group[0]))
-        things = [_counted(count, f"{colour} {shape}") for (colour, shape), count in groups]
-        verb = "is" if len(spec.items) == 1 else "are"
-        return f"There {verb} {wording.listing(things)} {background}"
-    digits = f"the number {spec.number} in {spec.ink} digits"
-    if spec.plate_colour is None:
-        return f"This is {digits} {background}"
-    return f"This is {wording.article(spec.plate_colour)} plate with {digits} {background}"
-
-
-def _describing_order(group: tuple[str, str]) -> tuple[int, int]:
-    return SHAPES.index(group[1]), COLOUR_NAMES.index(group[0])
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing if count == 1 else wording.plural(thing)}"
+        groups = _groups(spec)
+        answer.say("There is" if len(spec.items) == 1 else "There are", index)
+        for place, (colour, shape) in enumerate(spec.kinds):
+            count, seen = groups[colour, shape], Things(colour, shape).among(spec)
+            name = f"{colour} {shape}" if count == 1 else wording.plural(f"{colour} {shape}")
+            answer.say(" and " if place else " ", index, seen)
+            answer.count(index, seen).say(f" {name}", index, seen)
+    else:
+        answer.say("This is ", index)
+        if spec.plate_colour is not None:
+            answer.say(f"{wording.article(spec.plate_colour)} plate with ", index)
+        answer.say("the number ", index).spell(spec.number, index)
+        answer.say(f" in {spec.ink} digits", index)
+    return answer.say(f" on {wording.article(spec.background)} background.", index)
 
 
 def ask_description(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
@@ -207,7 +262,7 @@ def ask_description(rng: random.Random, scene: tuple[Spec, ...]) -> Turn | None:
         question = rng.choice(wording.DESCRIBE)
     else:
         question = rng.choice(wording.DESCRIBE_NTH).format(nth=wording.ORDINALS[index], n=index + 1)
-    return Turn(question, describe(scene[index]), "describe")
+    return describe(scene[index], index).to(question, "describe")
 
 
 ASKS: tuple[tuple[Ask, float], ...] = (

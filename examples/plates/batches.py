@@ -1,38 +1,38 @@
-"""Batches of conversations for training, made in a process of its own so that the trainer never
-waits for a drawing."""
+"""Batches of conversations for training, drawn in processes of their own."""
 
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from multiprocessing.queues import Queue
-from queue import Full
+from multiprocessing.connection import Connection
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from examples.plates.architecture import MERGE, PATCH_PX
-from examples.plates.encode import (
-    IGNORED,
-    ConversationCode,
-    Encoder,
-    IntArray,
-    encode_picture,
-    without_text,
-)
+from examples.plates.encode import IGNORED, ConversationCode, Encoder, Gaze, without_text
+from examples.plates.picture_code import ByteArray, IntArray, encode_picture
 from examples.plates.questions import crowded_picture, training_stream
 
+T = TypeVar("T", IntArray, ByteArray)
+
 WINDOW_PX = 112
-BARE_BATCH_PATCHES = 3000
+BARE_BATCH_PATCHES = 3072
+PATCH_UNIT = 512
+TEXT_UNIT = 32
+"""Batches are filled up to multiples of these: each new shape of a matrix product costs a CPU
+several milliseconds once."""
+BURST = 24
+"""Batches that a process draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class TextBatch:
     targets: IntArray  # [conversations, tokens]
     positions: IntArray  # [3, conversations, tokens]
     matches: IntArray  # [conversations, tokens]: see `ConversationCode`
-    tallies: IntArray  # [conversations, tokens, 4]: see `ConversationCode`
+    gaze: Gaze
 
     @classmethod
     def padded(cls, codes: Sequence[ConversationCode], pad_id: int) -> TextBatch:
         """One row for each conversation."""
-        longest = max(len(code.ids) for code in codes)
+        longest = _rounded_up(max(len(code.ids) for code in codes), TEXT_UNIT)
 
         def table(rows: Iterable[IntArray], fill: int) -> IntArray:
             return np.stack([_padded(row, longest, fill) for row in rows])
@@ -70,23 +70,40 @@ class TextBatch:
             table((code.targets for code in codes), IGNORED),
             np.stack([table((code.positions[axis] for code in codes), 0) for axis in range(3)]),
             table((code.matches for code in codes), 0),
-            table((code.tallies for code in codes), 0),
+            Gaze(
+                _numbered(code.gaze.looks for code in codes),
+                _numbered(code.gaze.tallies for code in codes),
+                _numbered(code.gaze.reads for code in codes),
+            ),
         )
 
 
-def _padded(row: IntArray, length: int, fill: int) -> IntArray:
+def _numbered(pairs: Iterable[IntArray]) -> IntArray:
+    """All pairs, each after the number of the conversation it is from."""
+    return np.concatenate(
+        [np.pad(found, ((0, 0), (1, 0)), constant_values=n) for n, found in enumerate(pairs)]
+    )
+
+
+def _rounded_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _padded(row: T, length: int, fill: int) -> T:
     """`row` with its first axis filled up to `length`."""
-    missing = [(0, length - len(row)), *((0, 0) for _ in row.shape[1:])]
-    return np.pad(row, missing, constant_values=fill)
+    filled = np.full_like(row, fill, shape=(length, *row.shape[1:]))
+    filled[: len(row)] = row
+    return filled
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations with the patches of all their pictures packed, windows side by side."""
+    """Conversations with the patches of all their pictures packed, windows side by side, and at
+    the end empty patches that fill up to a multiple of PATCH_UNIT."""
 
     text: TextBatch
-    patches: NDArray[np.uint8]  # [patches, 3 * PATCH_PX * PATCH_PX]
-    patch_positions: IntArray  # [patches, 2]: row, column
+    patches: ByteArray  # [filled patches, 3 * PATCH_PX * PATCH_PX]
+    patch_positions: IntArray  # [filled patches, 2]: row, column
     hints: IntArray  # [patches, 11]
     windows: Segments
     pictures: Segments
@@ -132,13 +149,16 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
     sizes = [len(layout.token_order) for layout in layouts]
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     pairs = list(zip(pictures, layouts, strict=True))
+    patches = np.concatenate([picture.patches[layout.patch_order] for picture, layout in pairs])
+    filled = _rounded_up(len(patches), PATCH_UNIT)
+    rest = [filled - len(patches)] if filled > len(patches) else []
     return Batch(
         TextBatch.padded(codes, pad_id),
-        np.concatenate([picture.patches[layout.patch_order] for picture, layout in pairs]),
-        np.concatenate([layout.positions for layout in layouts]),
+        _padded(patches, filled, 0),
+        _padded(np.concatenate([layout.positions for layout in layouts]), filled, 0),
         np.concatenate([picture.hints[layout.patch_order] for picture, layout in pairs]),
-        segments([length for layout in layouts for length in layout.window_lengths]),
-        segments([len(layout.patch_order) for layout in layouts]),
+        segments([length for layout in layouts for length in layout.window_lengths] + rest),
+        segments([len(layout.patch_order) for layout in layouts] + rest),
         np.concatenate(
             [layout.token_order + at for layout, at in zip(layouts, offsets, strict=True)]
         ),
@@ -149,8 +169,8 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
 class Diet:
     """What a stage of training is fed.
 
-    batch_tokens: patches and tokens of a batch; bare_share: share of samples that are a crowded
-    picture without any text, for the vision tower alone (in batches of their own).
+    batch_tokens: tokens of a batch, padding included; bare_share: share of samples that are a
+    crowded picture without any text, for the vision tower alone (in batches of their own).
     """
 
     seed: int
@@ -161,19 +181,26 @@ class Diet:
     drill_share: float = 0.0
 
 
-def batches(tokenizer: Tokenizer, diet: Diet, pool: int = 384) -> Iterator[Batch]:
-    """Endless batches of conversations of similar length, in random order."""
+def batches(tokenizer: Tokenizer, diet: Diet) -> Iterator[Batch]:
+    """Endless batches of conversations of one padded length, or of bare pictures."""
     encoder = Encoder(tokenizer)
-    rng = np.random.default_rng(diet.seed)
     pad_id = encoder.token_id("<|endoftext|>")
-    stream = _codes(encoder, diet)
-    while True:
-        codes = sorted(islice(stream, pool), key=_length)
-        bare, spoken = [c for c in codes if not c.ids.size], [c for c in codes if c.ids.size]
-        ready = [*cut(spoken, diet.batch_tokens), *cut(bare, BARE_BATCH_PATCHES)]
-        for index in rng.permutation(len(ready)):
-            if any(code.pictures for code in ready[index]):
-                yield collate(ready[index], pad_id)
+    waiting: defaultdict[int, list[ConversationCode]] = defaultdict(list)
+    for code in _codes(encoder, diet):
+        length = _rounded_up(len(code.ids), TEXT_UNIT)
+        group = waiting[length]
+        if length == 0 and _patches([*group, code]) > BARE_BATCH_PATCHES:
+            yield collate(group, pad_id)
+            group.clear()
+        group.append(code)
+        if length and len(group) >= diet.batch_tokens // length:
+            if _patches(group):
+                yield collate(group, pad_id)
+            group.clear()
+
+
+def _patches(codes: Iterable[ConversationCode]) -> int:
+    return sum(len(picture.patches) for code in codes for picture in code.pictures)
 
 
 def _codes(encoder: Encoder, diet: Diet) -> Iterator[ConversationCode]:
@@ -190,56 +217,47 @@ def _codes(encoder: Encoder, diet: Diet) -> Iterator[ConversationCode]:
         yield encoder.encode(chat)
 
 
-def _length(code: ConversationCode) -> int:
-    return len(code.ids) + sum(len(picture.patches) for picture in code.pictures)
-
-
-def cut(codes: list[ConversationCode], batch_tokens: int) -> Iterator[list[ConversationCode]]:
-    """Slices whose patches and tokens stay near `batch_tokens`."""
-    batch: list[ConversationCode] = []
-    cost = 0
-    for code in codes:
-        batch.append(code)
-        cost += _length(code)
-        if cost >= batch_tokens:
-            yield batch
-            batch, cost = [], 0
-    if batch:
-        yield batch
-
-
-def _serve(queue: Queue[Batch], tokenizer_json: str, diet: Diet) -> None:
-    os.nice(3)
+def _serve(trainer: Connection, tokenizer_json: str, diet: Diet) -> None:
     torch.set_num_threads(1)
-    for batch in batches(Tokenizer.from_str(tokenizer_json), diet):
-        if not _put(queue, batch):
-            queue.cancel_join_thread()  # nobody reads the pipe any more: do not wait for it
-            return
+    stream = batches(Tokenizer.from_str(tokenizer_json), diet)
+    with suppress(EOFError, BrokenPipeError):  # the trainer has gone
+        while True:
+            trainer.send(list(islice(stream, trainer.recv())))
 
 
-def _put(queue: Queue[Batch], batch: Batch) -> bool:
-    """Waits for room; False if the trainer has gone without a word."""
-    trainer = mp.parent_process()
-    while trainer is not None and trainer.is_alive():
-        with suppress(Full):
-            queue.put(batch, timeout=5)
-            return True
-    return False
+class BatchTeam:
+    """Batches from child processes; `close` ends them.
 
+    They draw in bursts, all cores at a time, while the trainer waits. Drawing beside it takes
+    longer: each of a training step's many short parallel parts waits for the thread that lost its
+    core.
+    """
 
-class BatchProcess:
-    """Batches from a child process, a few ahead; `close` ends it."""
-
-    def __init__(self, tokenizer: Tokenizer, diet: Diet) -> None:
+    def __init__(self, tokenizer: Tokenizer, diet: Diet, processes: int) -> None:
         context = mp.get_context("spawn")
-        self._queue: Queue[Batch] = context.Queue(maxsize=12)
-        arguments = (self._queue, tokenizer.to_str(), diet)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        self._ready: list[Batch] = []
+        self._rng = random.Random(diet.seed)
+        self._processes, self._connections = [], []
+        for number in range(processes):
+            own, other = context.Pipe()
+            own_diet = replace(diet, seed=diet.seed + 100 * number)
+            arguments = (other, tokenizer.to_str(), own_diet)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            other.close()
+            self._processes.append(process)
+            self._connections.append(own)
 
     def next(self) -> Batch:
-        return self._queue.get(timeout=300)
+        """The next batch, after a burst of drawing if there is none left."""
+        if not self._ready:
+            for connection in self._connections:
+                connection.send(BURST)
+            self._ready = [batch for connection in self._connections for batch in connection.recv()]
+            self._rng.shuffle(self._ready)
+        return self._ready.pop()
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.join()
+        for process in self._processes:
+            process.terminate()
+            process.join()

@@ -16,7 +16,8 @@ from examples.plates.specs import PlateSpec, ShapesSpec, Spec
 @dataclass(frozen=True)
 class Mark:
     """Where a digit ("0" to "9") or shape lies, in fractions of the picture; training uses it, the
-    model never sees it."""
+    model never sees it. `order` is a digit's place in the number, or that of a shape's group in the
+    description, from 1."""
 
     label: str
     colour: str
@@ -51,11 +52,12 @@ def marks(spec: Spec) -> list[Mark]:
     """Where each digit or shape of the drawn picture lies."""
     width, height = spec.size_px
     if isinstance(spec, ShapesSpec):
+        kinds = spec.kinds
         return [
             Mark(
                 item.shape,
                 item.colour,
-                0,
+                1 + kinds.index((item.colour, item.shape)),
                 (item.centre[0] / width, item.centre[1] / height),
                 (item.radius_px * 0.8 / width, item.radius_px * 0.8 / height),
             )

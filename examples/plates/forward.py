@@ -17,106 +17,26 @@ from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from examples.plates.architecture import image_processor
 from examples.plates.batches import Batch, Segments, TextBatch
-from examples.plates.encode import GLYPHS, IGNORED
-from examples.plates.palette import COLOUR_NAMES
-from examples.plates.questions import MAX_PICTURES
-from examples.plates.specs import MAX_SHAPES
+from examples.plates.encode import IGNORED
+from examples.plates.hints import Hints, guidance_loss
 
 PICTURE_HINT_LAYER = 2
 """Decoder layers after which a picture's tokens should know its number."""
 MATCH_HINT_LAYER = 3
 """Decoder layers after which the digits of a number asked for should know which pictures fit."""
-TALLY_HINT_LAYER = 3
-"""Decoder layers after which the name of things to count should know each picture's number."""
-HINT_SIZES = (1 + len(GLYPHS), 1 + len(COLOUR_NAMES), 2, 5)
-
-
-class Hints(nn.Module):
-    """Extra heads that say what the vision tower's patches show and to which picture a token of the
-    language model belongs; they speed up learning and are thrown away."""
-
-    def __init__(self, width: int, language_width: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, sum(HINT_SIZES))
-        self.counts = nn.Linear(width, 3 * (1 + MAX_SHAPES), bias=False)
-        self.colours = nn.Linear(width, 3 * (1 + len(COLOUR_NAMES)), bias=False)
-        self.rest = nn.Linear(width, 5, bias=False)
-        self.picture = nn.Linear(language_width, MAX_PICTURES, bias=False)
-        self.match = nn.Linear(language_width, MAX_PICTURES)
-        self.tally = nn.Linear(language_width, MAX_PICTURES * (1 + MAX_SHAPES))
-
-    def loss(self, patches: Tensor, hints: Tensor) -> Tensor:
-        """Mean cross-entropy over patches, summed over the kinds of hints. patches [n, width],
-        hints [n, 11]."""
-        states = self.norm(patches)
-        parts = torch.split(self.head(states), list(HINT_SIZES), dim=-1)
-        centre = hints[:, 2] > 0
-        glyph = F.cross_entropy(parts[0], hints[:, 0])
-        colour = F.cross_entropy(parts[1], hints[:, 1])
-        is_centre = F.cross_entropy(parts[2], hints[:, 2])
-        at_centre = F.cross_entropy(parts[0][centre], hints[centre, 0])
-        place = F.cross_entropy(parts[3][centre], hints[centre, 3])
-        rest = F.cross_entropy(self.rest(states[centre]), hints[centre, 10])
-        kinds = glyph + 0.5 * colour + 2 * is_centre + at_centre + 0.5 * (place + rest)
-        whole = self.colours(states).view(-1, 1 + len(COLOUR_NAMES))
-        colours = F.cross_entropy(whole.float(), hints[:, 7:10].reshape(-1))
-        return kinds + 1.5 * self._count_loss(states, hints[:, 4:7]) + 0.5 * colours
-
-    def _count_loss(self, states: Tensor, counts: Tensor) -> Tensor:
-        """Cross-entropy of the three counts of shapes. states [n, width], counts [n, 3]."""
-        shape = counts[:, 0] > 0
-        if not shape.any():
-            return states.new_zeros(())
-        logits = self.counts(states[shape]).view(-1, 1 + MAX_SHAPES)
-        return F.cross_entropy(logits.float(), counts[shape].reshape(-1))
-
-    def picture_loss(self, hidden: Tensor, is_picture: Tensor, starts: Tensor) -> Tensor:
-        """Cross-entropy of the picture's number at each of its tokens.
-
-        hidden [conversations, tokens, width]; is_picture and starts (of a picture) [conversations,
-        tokens] bool.
-        """
-        number = (starts.cumsum(-1) - 1)[is_picture]
-        states = F.rms_norm(hidden[is_picture].float(), hidden.shape[-1:])
-        return F.cross_entropy(self.picture(states).float(), number)
-
-    def match_loss(self, hidden: Tensor, matches: Tensor) -> Tensor:
-        """Binary cross-entropy of which pictures fit a number asked for, at each of its tokens.
-
-        hidden [conversations, tokens, width]; matches [conversations, tokens]: see
-        `ConversationCode`.
-        """
-        noted = matches > 0
-        if not noted.any():
-            return hidden.new_zeros((), dtype=torch.float32)
-        bits = (matches[noted] - 1)[:, None] >> torch.arange(2 * MAX_PICTURES) & 1
-        fits, present = bits.float().chunk(2, dim=-1)
-        states = F.rms_norm(hidden[noted].float(), hidden.shape[-1:])
-        logits = self.match(states).float()
-        found = F.binary_cross_entropy_with_logits(logits, fits, weight=present, reduction="sum")
-        return found / present.sum()
-
-    def tally_loss(self, hidden: Tensor, tallies: Tensor) -> Tensor:
-        """Cross-entropy of how many of the things asked for each picture shows, where they are
-        named.
-
-        hidden [conversations, tokens, width]; tallies [conversations, tokens, 4]: see
-        `ConversationCode`.
-        """
-        noted = tallies[:, :, 0] > 0
-        if not noted.any():
-            return hidden.new_zeros((), dtype=torch.float32)
-        states = F.rms_norm(hidden[noted].float(), hidden.shape[-1:])
-        logits = self.tally(states).float().view(-1, 1 + MAX_SHAPES)
-        return F.cross_entropy(logits, tallies[noted].flatten() - 1, ignore_index=-1)
+LOOKING_LAYER = 2
+"""The decoder layer in which some heads look where the answer is to be seen."""
+READING_LAYER = 3
+"""The decoder layer in which some heads read what the question's digits have found."""
+GUIDED_HEADS = (0, 3)
+"""Heads whose attention is taught: the first of each group that shares keys and values."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """answer: mean over learned tokens; hints, numbered, matched, tallied: see `Hints.loss`,
-    `Hints.picture_loss`, `Hints.match_loss`, `Hints.tally_loss`; right: share of learned tokens
-    predicted.
+    """answer: mean over learned tokens; hints, numbered, matched: what `Hints` says of patches and
+    tokens, `Hints.picture_loss`, `Hints.match_loss`; looked, tallied, read: see `guidance_loss`;
+    right: share of learned tokens predicted.
 
     exact: [conversations, tokens] bool, false where a learned token would have come out wrong.
     """
@@ -125,7 +45,9 @@ class Losses:
     hints: Tensor
     numbered: Tensor
     matched: Tensor
+    looked: Tensor
     tallied: Tensor
+    read: Tensor
     right: float
     exact: Tensor
 
@@ -136,7 +58,9 @@ class Losses:
             "answer": self.answer,
             "numbered": self.numbered,
             "matched": self.matched,
+            "looked": self.looked,
             "tallied": self.tallied,
+            "read": self.read,
         }
         return {name: value.item() for name, value in named.items()} | {"right": self.right}
 
@@ -172,10 +96,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 
 def _causal_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
 ) -> tuple[Tensor, None]:
     """transformers' attention interface for right-padded batches, where causality alone hides the
-    padding."""
+    padding. Layers that are taught where to look keep queries and keys of those heads."""
+    if module.layer_idx in (LOOKING_LAYER, READING_LAYER):
+        per_key = query.shape[1] // key.shape[1]
+        heads = list(GUIDED_HEADS)
+        module.guided = query[:, heads], key[:, [head // per_key for head in heads]]
     out = _sdpa(query, key, value, causal=True)
     return out.transpose(1, 2).contiguous(), None
 
@@ -214,11 +142,11 @@ def tower(visual: Any, batch: Batch) -> Tensor:
     return x
 
 
-def merged(visual: Any, patches: Tensor, batch: Batch) -> Tensor:
-    """Picture tokens in reading order. [patches / 4, out]"""
+def merged(visual: Any, patches: Tensor) -> Tensor:
+    """Picture tokens in packed order. [patches / 4, out]"""
     merger = visual.merger
     tokens: Tensor = merger.mlp(_norm(merger.ln_q, patches).view(-1, merger.hidden_size))
-    return tokens[torch.from_numpy(batch.token_order)]
+    return tokens
 
 
 def losses(
@@ -228,14 +156,23 @@ def losses(
     *,
     learn_tower: bool = True,
 ) -> Losses:
-    """One forward pass over a batch; without `learn_tower` the vision tower gets no gradient."""
+    """One forward pass over a batch; without `learn_tower` the vision tower gets no gradient and
+    its patches need not say what they show."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and learn_tower):
         patches = tower(model.model.visual, batch)
-        hinted = hints.loss(patches.float(), torch.from_numpy(batch.hints))
+    tokens = merged(model.model.visual, patches)
+    real = len(batch.hints)
+    shown = torch.from_numpy(batch.hints)
+    with torch.autocast("cpu", enabled=False):
+        hinted = hints.token_loss(tokens[: real // 4].float(), shown)
+        if learn_tower:
+            hinted = hinted + hints.patches.loss(patches[:real].float(), shown)
     if not batch.text.ids.size:
         nothing = hinted.new_zeros(())
-        return Losses(nothing, hinted, nothing, nothing, nothing, 0.0, torch.zeros(0, 0).bool())
-    pictures = merged(model.model.visual, patches, batch)
+        exact = torch.zeros(0, 0, dtype=torch.bool)
+        spoken = (nothing, nothing, nothing, nothing, nothing)
+        return Losses(nothing, hinted, *spoken, 0.0, exact)
+    pictures = tokens[torch.from_numpy(batch.token_order)]
     return replace(language_losses(model, hints, batch.text, pictures), hints=hinted)
 
 
@@ -259,13 +196,18 @@ def language_losses(
     starts = ids == model.config.vision_start_token_id
     numbered = hints.picture_loss(early, is_picture, starts)
     matched = hints.match_loss(out.hidden_states[MATCH_HINT_LAYER], torch.from_numpy(text.matches))
-    tallied = hints.tally_loss(out.hidden_states[TALLY_HINT_LAYER], torch.from_numpy(text.tallies))
+    attention = [layer.self_attn for layer in language.layers]
+    looked = guidance_loss(attention[LOOKING_LAYER], text.gaze.looks)
+    tallied = guidance_loss(attention[LOOKING_LAYER], text.gaze.tallies, evenly=True)
+    read = guidance_loss(attention[READING_LAYER], text.gaze.reads)
     learned = targets != IGNORED
-    logits = model.lm_head(hidden[learned])
+    with torch.autocast("cpu", enabled=False):
+        logits = model.lm_head(hidden[learned].float())
     wanted = targets[learned]
     hit = logits.argmax(-1) == wanted
     exact = torch.ones_like(learned).masked_scatter(learned, hit)
     answer = F.cross_entropy(logits.float(), wanted)
     nothing = answer.new_zeros(())
     right = hit.float().mean().item()
-    return Losses(answer, nothing, numbered, matched, tallied, right, exact)
+    guided = (looked, tallied, read)
+    return Losses(answer, nothing, numbered, matched, *guided, right, exact)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -75,7 +75,7 @@ def scene(rng: random.Random, pictures: int, *, held_out: bool | None) -> tuple[
 
 def crowded_picture(rng: random.Random) -> Spec:
     """A long number or, mostly, shapes to count: for training the vision tower alone."""
-    return plate_spec(rng, _long_number(rng)) if rng.random() < 0.25 else shapes_spec(rng)
+    return plate_spec(rng, _long_number(rng)) if rng.random() < 0.5 else shapes_spec(rng)
 
 
 def _long_number(rng: random.Random) -> int:
@@ -91,12 +91,12 @@ def ask(
     choices: tuple[tuple[Ask, float], ...] = ASKS,
 ) -> Turn:
     """One question about `pictures`; `show` makes them part of the turn."""
-    asks, weights = zip(*choices, strict=True)
+    asks, weights = [one for one, _ in choices], [weight for _, weight in choices]
     while True:
         if (turn := rng.choices(asks, weights)[0](rng, pictures)) is not None:
             question = _as_typed(rng, turn.question)
             shown = pictures if show else ()
-            return Turn(question, turn.answer, turn.kind, shown, turn.things)
+            return replace(turn, question=question, pictures=shown)
 
 
 def chat_turn(rng: random.Random) -> Turn:
@@ -171,8 +171,19 @@ def training_stream(
     rng = random.Random(f"train-{seed}")
     while True:
         if drill_share and rng.random() < drill_share:
-            yield drill(rng, max_turns=max_turns, max_pictures=max_pictures)
-        yield conversation(rng, max_turns=max_turns, max_pictures=max_pictures, held_out=False)
+            chat = drill(rng, max_turns=max_turns, max_pictures=max_pictures)
+        else:
+            chat = conversation(rng, max_turns=max_turns, max_pictures=max_pictures, held_out=False)
+        yield without_repeats(chat)
+
+
+def without_repeats(chat: Conversation) -> Conversation:
+    """The conversation without answers that one could copy from an earlier turn."""
+    first: dict[tuple[object, ...], Turn] = {}
+    for turn in chat.turns:
+        shown = len(turn.pictures) if first else 0
+        first.setdefault((turn.kind, turn.answer, turn.looks, shown), turn)
+    return replace(chat, turns=tuple(first.values()))
 
 
 def held_out_conversations(n: int, seed: int = 0, max_turns: int = 2) -> Iterator[Conversation]:

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from examples.plates.fonts import em_per_digit_height
-from examples.plates.palette import INKS, Rgb, jittered
+from examples.plates.palette import COLOUR_NAMES, INKS, Rgb, jittered
 
 MAX_AREA_PX = 224 * 224
 """Larger pictures are shrunk to this area before the model sees them."""
@@ -79,6 +79,12 @@ class ShapesSpec:
     items: tuple[Item, ...]
     noise: float
     noise_seed: int
+
+    @property
+    def kinds(self) -> list[tuple[str, str]]:
+        """Colours and outlines of its groups, in the order in which a description names them."""
+        found = {(item.colour, item.shape) for item in self.items}
+        return sorted(found, key=lambda kind: (SHAPES.index(kind[1]), COLOUR_NAMES.index(kind[0])))
 
 
 Spec = PlateSpec | ShapesSpec

@@ -105,11 +105,8 @@ def build() -> Tokenizer:
     return tokenizer
 
 
-def load_or_save(folder: Path, start: Path | None = None) -> Tokenizer:
-    """The tokenizer of an interrupted run, or of the weights it starts from, since weights fit no
-    other; a new one without any."""
-    if start is not None:
-        return save(folder, Tokenizer.from_file(str(start / "tokenizer.json")))
+def load_or_save(folder: Path) -> Tokenizer:
+    """The tokenizer of an interrupted run, or a new one."""
     path = folder / "tokenizer.json"
     return save(folder, Tokenizer.from_file(str(path)) if path.exists() else build())
 

@@ -1,5 +1,4 @@
-"""Trains the demo model, from nothing or on from a model folder: `python -m examples.plates.train
---out DIR --minutes 75`.
+"""Trains the demo model from nothing: `python -m examples.plates.train --out DIR`.
 
 The clock decides the schedule: learning rate and diet follow the share of `--minutes` that has
 passed, so a slow or busy machine sees fewer samples but still finishes. A run that was stopped goes
@@ -53,10 +52,11 @@ def run(trainer: Trainer, check_every_s: float) -> None:
     mean: dict[str, float] = {}
     while trainer.share < 1:
         stage = trainer.stage()
-        source = trainer.source(stage)
+        trainer.begin_stage()
+        batches = trainer.batches(stage)
         try:
             while trainer.share < 1 and trainer.stage() is stage:
-                for name, value in trainer.train_step(source, stage).items():
+                for name, value in trainer.train_step(batches, stage).items():
                     mean[name] = 0.95 * mean.get(name, value) + 0.05 * value
                 numbers = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
                 text = f"step {trainer.step}  samples {trainer.samples}  {numbers}"
@@ -66,8 +66,8 @@ def run(trainer: Trainer, check_every_s: float) -> None:
                     trainer.save()
                     reporter.say(f"{trainer.spent_s / 60:6.1f} min  {trainer.check()}")
         finally:
-            source.close()
-    trainer.save()
+            batches.close()
+        trainer.save()
     reporter.close()
 
 
@@ -80,14 +80,9 @@ def parser() -> argparse.ArgumentParser:
         "complete model folder after the first checkpoint.",
     )
     made.add_argument("--out", type=Path, required=True, help="folder for model/ and checkpoint.pt")
-    made.add_argument("--minutes", type=float, default=75, help="time to train (default: 75)")
+    made.add_argument("--minutes", type=float, default=62, help="time to train (default: 62)")
     made.add_argument("--seed", type=int, default=0, help="seed of the first weights")
-    made.add_argument(
-        "--start",
-        type=Path,
-        help="model folder to go on from, for example shared/demo/model (default: from nothing)",
-    )
-    made.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    made.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     made.add_argument(
         "--check-every-s", type=float, default=240, help="seconds between checkpoints"
     )
@@ -101,7 +96,7 @@ def main() -> None:
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options.out, options.minutes, options.seed, options.start)
+    trainer = Trainer(options.out, options.minutes, options.seed)
     if trainer.resume():
         print(f"going on from step {trainer.step}, {trainer.spent_s / 60:.1f} minutes in")
     run(trainer, options.check_every_s)

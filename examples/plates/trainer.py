@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -17,93 +17,58 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from examples.plates import architecture, tokenizer
-from examples.plates.batches import BatchProcess, Diet, collate
+from examples.plates.batches import BatchTeam, Diet, collate
 from examples.plates.encode import Encoder
-from examples.plates.forward import ATTENTION, Hints, Losses, language_losses, losses
+from examples.plates.forward import ATTENTION, losses
+from examples.plates.hints import Hints
 from examples.plates.questions import held_out_conversations
-from examples.plates.stored import PictureStore, stored_batches
 
 
 @dataclass(frozen=True)
 class Stage:
     """What is trained until `until` (share of the whole time).
 
-    hints: weight of the extra heads' loss; learn_tower: False trains merger and language only;
-    stored: True trains the language model only, on pictures that are embedded once.
+    hints: weight of the extra heads' loss; learn_tower: False trains merger and language only.
     """
 
     until: float
     diet: Diet
     hints: float
     learn_tower: bool = True
-    stored: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(0.14, Diet(1, 4, max_pictures=1, batch_tokens=3000), hints=1.0),
-    Stage(0.30, Diet(4, 4, max_pictures=1, batch_tokens=3000, bare_share=0.98), hints=1.0),
-    Stage(0.37, Diet(5, 5, max_pictures=1, batch_tokens=3000), hints=0, learn_tower=False),
-    Stage(0.48, Diet(6, 4, max_pictures=4, batch_tokens=4000), hints=0, learn_tower=False),
-    Stage(0.80, Diet(2, 5, 4, batch_tokens=5000, bare_share=0.2, drill_share=0.5), hints=0.7),
-    Stage(1.01, Diet(3, 3, 4, batch_tokens=5000, bare_share=0.05, drill_share=0.3), hints=0.3),
+    Stage(0.37, Diet(1, 1, max_pictures=1, batch_tokens=3000, bare_share=1.0), hints=1.0),
+    Stage(0.53, Diet(2, 12, 4, batch_tokens=4000, drill_share=0.4), hints=0.3, learn_tower=False),
+    Stage(0.90, Diet(3, 8, 4, batch_tokens=4000, bare_share=0.2, drill_share=0.4), hints=0.6),
+    Stage(1.01, Diet(4, 4, 4, batch_tokens=4000, bare_share=0.1, drill_share=0.3), hints=0.3),
 )
-"""Single pictures; the vision tower alone, on crowded ones; the language model on what the tower
-has learned, with one picture and then with several; both together; at last requests as served."""
-MORE_STAGES: tuple[Stage, ...] = (
-    Stage(0.20, Diet(10, 6, 4, batch_tokens=4000), hints=0, stored=True),
-    Stage(0.40, Diet(21, 10, 4, batch_tokens=4000, drill_share=0.8), hints=0, learn_tower=False),
-    Stage(0.80, Diet(31, 7, 4, batch_tokens=4000, bare_share=0.05, drill_share=0.75), hints=0.4),
-    Stage(1.01, Diet(32, 5, 4, batch_tokens=4000, bare_share=0.02, drill_share=0.4), hints=0.3),
-)
-"""For weights that know the pictures already: the language model alone, on stored pictures
-(where it learns to find a number, but counts by heart) and on fresh ones; both together; requests
-as served."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Stages, and the learning rate at the end of the warm-up."""
-
-    stages: tuple[Stage, ...]
-    peak_rate: float
-
-
-FROM_NOTHING = Recipe(STAGES, peak_rate=1e-3)
-GOING_ON = Recipe(MORE_STAGES, peak_rate=9e-4)
-
+"""The vision tower alone, on crowded pictures; the language model on what the tower has learned;
+both together; at last requests as served."""
+PEAK_RATE = 1.2e-3
+"""The learning rate at the end of the warm-up."""
 LAST_RATE = 1e-5
 HAS_FAST_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Elsewhere a CPU emulates bfloat16, many times slower than float32."""
 WARM_UP = 0.015
-"""Share of the time in which the learning rate rises."""
+"""Share of the time in which the learning rate rises, at the begin of each stage."""
 AVERAGE_DECAY = 0.998
 WEIGHT_DECAY = 0.03
-MAX_STEP_S = 3.0
+MAX_STEP_S = 10.0
 """A longer step was suspended; the rest of it does not count as training."""
 NUMBER_HINT = 0.3
 """Weight of the loss that names each picture's number."""
-STORED_PICTURES = 16_000
-FIRST_STORED_PICTURES = 3_000
-STEPS_PER_RENEWAL = 2
 MATCH_HINT = 0.6
 """Weight of the loss that says which pictures fit a number asked for."""
-TALLY_HINT = 0.6
-"""Weight of the loss that says how many of the things asked for each picture shows."""
+LOOK_HINT = 0.5
+"""Weight of the losses that say where to look."""
 
 
-def rate_at(share: float, peak_rate: float) -> float:
-    """Learning rate after `share` of the time: linear rise, cosine fall."""
-    if share < WARM_UP:
-        return peak_rate * max(0.02, share / WARM_UP)
-    fall = min(1.0, (share - WARM_UP) / (1 - WARM_UP))
-    return LAST_RATE + (peak_rate - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-def stored_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """The model of a folder, its weights in float32."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    model.model.language_model.config._attn_implementation = ATTENTION
-    return model
+def rate_at(share: float, stage_began: float) -> float:
+    """Learning rate after `share` of the time: a cosine fall, and a linear rise in each stage."""
+    fall = min(1.0, max(0.0, (share - WARM_UP) / (1 - WARM_UP)))
+    rate = LAST_RATE + (PEAK_RATE - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
+    return rate * min(1.0, max(0.02, (share - stage_began) / WARM_UP))
 
 
 def fresh_model(words: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -127,70 +92,14 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=HAS_FAST_BFLOAT16)
 
 
-class Source(Protocol):
-    """Where a stage's samples come from."""
-
-    def losses(self) -> tuple[Losses, int]:
-        """The losses of the next batch, and how many samples it holds."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class DrawnSource:
-    """Fresh pictures, drawn in a process of their own."""
-
-    def __init__(self, trainer: Trainer, stage: Stage, seed: int) -> None:
-        self._trainer, self._learn_tower = trainer, stage.learn_tower
-        self._batches = BatchProcess(trainer.words, replace(stage.diet, seed=seed))
-
-    def losses(self) -> tuple[Losses, int]:
-        batch, trainer = self._batches.next(), self._trainer
-        found = losses(trainer.model, trainer.hints, batch, learn_tower=self._learn_tower)
-        return found, len(batch.text.ids) or len(batch.pictures.groups)
-
-    def close(self) -> None:
-        self._batches.close()
-
-
-class StoredSource:
-    """Pictures from a store that is renewed a little with every step; the tower learns nothing."""
-
-    def __init__(self, trainer: Trainer, stage: Stage, seed: int) -> None:
-        self._trainer = trainer
-        self._store = PictureStore(STORED_PICTURES, seed)
-        while len(self._store) < FIRST_STORED_PICTURES:
-            self._store.add(trainer.model)
-        pad_id, budget = trainer.model.config.text_config.pad_token_id, stage.diet.batch_tokens
-        encoder = Encoder(trainer.words)
-        self._batches = stored_batches(self._store, encoder, pad_id, seed, budget)
-        self._steps = 0
-
-    def losses(self) -> tuple[Losses, int]:
-        self._steps += 1
-        if self._steps % STEPS_PER_RENEWAL == 0:
-            self._store.add(self._trainer.model)
-        text, pictures = next(self._batches)
-        return language_losses(self._trainer.model, self._trainer.hints, text, pictures), len(
-            text.ids
-        )
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 class Trainer:
-    """Model, optimiser, running average and clock of one run.
+    """Model, optimiser, running average and clock of one run."""
 
-    `start` is a model folder to go on from, weights and tokenizer; without it all is new.
-    """
-
-    def __init__(self, out: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+    def __init__(self, out: Path, minutes: float, seed: int) -> None:
         self.out, self.budget_s = out, minutes * 60
-        self.recipe = FROM_NOTHING if start is None else GOING_ON
-        self.words = tokenizer.load_or_save(out / "model", start)
+        self.words = tokenizer.load_or_save(out / "model")
         architecture.save_settings(out / "model", self.words)
-        self.model = fresh_model(self.words, seed) if start is None else stored_model(start)
+        self.model = fresh_model(self.words, seed)
         widths = (
             self.model.config.vision_config.hidden_size,
             self.model.config.text_config.hidden_size,
@@ -205,29 +114,36 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.average = [w.detach().clone() for w in self.model.parameters()]
         self.step, self.samples, self.spent_s = 0, 0, 0.0
+        self._stage_began = 0.0
 
     @property
     def share(self) -> float:
         return self.spent_s / self.budget_s
 
-    def source(self, stage: Stage) -> Source:
-        """Samples for a stage; other ones after every interruption."""
-        kind = StoredSource if stage.stored else DrawnSource
-        return kind(self, stage, stage.diet.seed + 1000 * self.step)
+    def batches(self, stage: Stage) -> BatchTeam:
+        """Batches for a stage; other ones after every interruption."""
+        diet = replace(stage.diet, seed=stage.diet.seed + 1000 * self.step)
+        return BatchTeam(self.words, diet, torch.get_num_threads())
 
     def stage(self) -> Stage:
-        return next(stage for stage in self.recipe.stages if self.share < stage.until)
+        return next(stage for stage in STAGES if self.share < stage.until)
 
-    def train_step(self, source: Source, stage: Stage) -> dict[str, float]:
+    def begin_stage(self) -> None:
+        """A stage goes on from the averaged weights: what it does not train stays as it is now."""
+        self._load(self.average)
+        self._stage_began = self.share
+
+    def train_step(self, batches: BatchTeam, stage: Stage) -> dict[str, float]:
         """One update; its time counts, waiting included."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.share, self.recipe.peak_rate)
+            group["lr"] = rate_at(self.share, self._stage_began)
+        batch = batches.next()
         with autocast():
-            found, conversations = source.losses()
+            found = losses(self.model, self.hints, batch, learn_tower=stage.learn_tower)
             loss = found.answer + stage.hints * found.hints
             loss = loss + NUMBER_HINT * found.numbered + MATCH_HINT * found.matched
-            loss = loss + TALLY_HINT * found.tallied
+            loss = loss + LOOK_HINT * (found.looked + found.tallied + found.read)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
@@ -235,7 +151,8 @@ class Trainer:
         decay = min(AVERAGE_DECAY, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
-        self.step, self.samples = self.step + 1, self.samples + conversations
+        self.step += 1
+        self.samples += len(batch.text.ids) or sum(runs for runs, _ in batch.pictures.groups)
         self.spent_s += min(MAX_STEP_S, time.monotonic() - start)
         return {name: value for name, value in found.numbers().items() if not math.isnan(value)}
 

@@ -164,8 +164,3 @@ def plural(thing: str) -> str:
 def article(word: str) -> str:
     """The word with "a" or "an" before it."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def listing(things: list[str]) -> str:
-    """The things as one phrase: commas, and "and" before the last."""
-    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"

@@ -15,7 +15,7 @@ from examples.plates.asks import (
     ask_which,
     describe,
 )
-from examples.plates.questions import Conversation, held_out, messages
+from examples.plates.questions import Conversation, held_out, messages, without_repeats
 from examples.plates.specs import PlateSpec, Spec, plate_spec, shapes_spec
 
 
@@ -74,7 +74,7 @@ def test_questions_about_shapes_need_shapes() -> None:
 def test_description_of_a_plate_names_number_and_colours() -> None:
     (spec,) = plates(57)
     assert isinstance(spec, PlateSpec)
-    text = describe(spec)
+    text = describe(spec).text
     assert "the number 57" in text
     assert spec.ink in text
     assert spec.background in text
@@ -83,7 +83,7 @@ def test_description_of_a_plate_names_number_and_colours() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_description_counts_every_shape(seed: int) -> None:
     spec = shapes_spec(random.Random(seed))
-    counts = [int(word) for word in describe(spec).split() if word.isdigit()]
+    counts = [int(word) for word in describe(spec).text.split() if word.isdigit()]
     assert sum(counts) == len(spec.items)
 
 
@@ -91,10 +91,31 @@ def test_description_of_one_of_several_pictures() -> None:
     scene = plates(8, 57)
     turn = ask_description(random.Random(0), scene)
     assert turn is not None
-    assert turn.answer in (describe(scene[0]), describe(scene[1]))
+    assert turn.answer in (describe(scene[0]).text, describe(scene[1]).text)
 
 
 def test_messages_may_leave_the_last_answer_out() -> None:
     chat = Conversation((Turn("hi", "Hello!", "text only"), Turn("bye", "Goodbye!", "text only")))
     assert [m["role"] for m in messages(chat, open_last=False)] == ["user", "assistant"] * 2
     assert [m["role"] for m in messages(chat, open_last=True)] == ["user", "assistant", "user"]
+
+
+def test_description_looks_at_the_shapes_it_counts() -> None:
+    spec = next(s for s in map(shapes_spec, map(random.Random, range(99))) if len(s.kinds) == 2)
+    answer = describe(spec)
+    counts = [look for look in answer.looks if look.counts]
+    assert len(counts) == 2
+    for look, (colour, shape) in zip(counts, spec.kinds, strict=True):
+        assert answer.text[look.begin : look.end] == str(len(look.marks))
+        assert answer.text[look.end :].startswith(f" {colour} {shape}")
+        assert {(spec.items[m].colour, spec.items[m].shape) for m in look.marks} == {
+            (colour, shape)
+        }
+    assert sorted(m for look in counts for m in look.marks) == list(range(len(spec.items)))
+
+
+def test_a_repeated_question_is_dropped_unless_it_shows_a_picture() -> None:
+    first, again = (Turn("what number is it?", "8", "number", plates(8)) for _ in range(2))
+    repeated = Turn("read the number.", "8", "number")
+    chat = without_repeats(Conversation((first, repeated, again)))
+    assert chat.turns == (first, again)
