@@ -50,7 +50,10 @@ def steps_of(options: argparse.Namespace, choice: KernelChoice) -> dict[str, Ste
     ]
     batch = ForwardBatch.pack(sequences, BLOCK_SIZE)
     recorded = RecordedSteps(model, kv)
-    return {"call by call": lambda: model.forward(batch, kv), "recorded": lambda: recorded(batch)}
+    return {
+        "call by call": lambda: model.forward(batch, kv),
+        "recorded": lambda: recorded(batch, kv),
+    }
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:

@@ -20,8 +20,9 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.decoder import LanguageModel
+from shared.model.forward_step import ForwardStep
 from shared.model.gpu.backend import backend_for
-from shared.model.gpu.decode_graphs import ForwardStep, decode_step
+from shared.model.gpu.decode_graphs import decode_step
 from shared.model.gpu.graph_limits import GraphLimits
 from shared.model.towers.build import build_tower
 from shared.model.towers.pixels import Pixels

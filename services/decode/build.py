@@ -10,6 +10,7 @@ from services.decode.executor import DecodeExecutor
 from services.decode.scheduler import DecodeScheduler, ReservePolicy
 from services.decode.settings import DecodeSettings
 from services.decode.stage import DecodeStage
+from services.decode.steps import decode_steps
 from shared.bus import subjects
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
@@ -45,13 +46,14 @@ async def build(
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
+    steps = await asyncio.to_thread(decode_steps, language, settings)
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     tasks = await worker.bus.work_queue(subjects.work(Role.DECODE, worker.model), DecodeTask)
     return DecodeStage(
         worker,
         tasks,
-        executor=DecodeExecutor(language.model, language.kv, speculator=speculator),
+        executor=DecodeExecutor(language.model, language.kv, steps=steps, speculator=speculator),
         scheduler=DecodeScheduler(
             language.pool,
             max_batch=settings.max_batch,

@@ -14,6 +14,7 @@ from services.decode.speculator import Speculator
 from services.decode.swap import SwapSpace
 from shared.cache.kv_cache import KvCache
 from shared.model.decoder import LanguageModel
+from shared.model.forward_step import ForwardStep
 from shared.model.recorded_steps import RecordedSteps
 from shared.model.sampler import Sampled, sample
 
@@ -28,13 +29,21 @@ class StepResult:
 
 
 class DecodeExecutor:
-    """Takes the next step of every sequence of a batch at once."""
+    """Takes the next step of every sequence of a batch at once.
+
+    `steps` computes those without draft tokens; without it they are recorded, as on a CPU.
+    """
 
     def __init__(
-        self, model: LanguageModel, kv: KvCache, *, speculator: Speculator | None = None
+        self,
+        model: LanguageModel,
+        kv: KvCache,
+        *,
+        steps: ForwardStep | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self._model = model
-        self._steps = RecordedSteps(model, kv)
+        self._steps = steps or RecordedSteps(model, kv)
         self._kv = kv
         self._batch = DecodeBatch(kv.block_size, kv.device)
         self._swap = SwapSpace(kv)
@@ -58,7 +67,7 @@ class DecodeExecutor:
 
         None where the model's output was not finite.
         """
-        logits = self._steps(self._batch.pack(sequences))
+        logits = self._steps(self._batch.pack(sequences), self._kv)
         return sample(logits, [sequence.state.row() for sequence in sequences])
 
     def _speculate(self, sequences: Sequences[Sequence], speculator: Speculator) -> StepResult:

@@ -51,10 +51,10 @@ class RecordedSteps:
         return sum(each.num_bytes for each in self._recordings.values())
 
     @torch.inference_mode()
-    def __call__(self, batch: ForwardBatch) -> torch.Tensor:
+    def __call__(self, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
         """Logits `[num_seqs, vocab]` of each sequence's last token; writes the new tokens' KV."""
-        if not (self._is_recordable and _is_plain(batch)):
-            return self._usual(batch)
+        if not (self._is_recordable and _is_plain(batch)) or kv is not self._kv:
+            return self._usual(batch, kv)
         size = batch.num_seqs, max(MIN_BLOCKS, _power_of_two(batch.block_tables.shape[1]))
         found = self._recordings.get(size)
         if found is None:
@@ -63,8 +63,8 @@ class RecordedSteps:
         self.num_replayed += 1
         return found.replay(batch)
 
-    def _usual(self, batch: ForwardBatch) -> torch.Tensor:
-        logits: torch.Tensor = self._model(batch, self._kv)
+    def _usual(self, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
+        logits: torch.Tensor = self._model(batch, kv)
         return logits
 
     def _record(self, batch: ForwardBatch, num_seqs: int, num_blocks: int) -> torch.Tensor:
@@ -73,7 +73,7 @@ class RecordedSteps:
         except NotRecordable as error:
             logger.info("decode steps are not recorded: %s is no compiled kernel", error)
             self._is_recordable = False
-            return self._usual(batch)
+            return self._usual(batch, self._kv)
         self.num_recorded += 1
         self._recordings[num_seqs, num_blocks] = recording
         while len(self._recordings) > 1 and self.num_bytes > self._max_bytes:

@@ -21,11 +21,17 @@ from shared.runtime.topology import in_order, name_of
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import watch_kv_usage
 
+NUM_SCRATCH_BLOCKS = {"cuda": 1}
+"""By device."""
+
 
 def load_language(
     folder: ModelFolder, block_size: int, num_blocks: int, rows: Rows = Rows.BOTH
 ) -> tuple[LanguageModel, KvCache]:
-    """Read the folder's language weights, and only those, and make an empty cache. Blocks."""
+    """Read the folder's language weights, and only those, and make an empty cache. Blocks.
+
+    On a GPU the cache has a block more, for rows of CUDA graphs that no sequence fills.
+    """
     kernels = replace(folder.kernels, rows=rows)
     if folder.deterministic:
         kernels = invariant_kernels(folder.spec.text, folder.device, folder.dtype, kernels)
@@ -40,6 +46,7 @@ def load_language(
     )
     if folder.deterministic:
         make_batch_invariant(model)
+    num_blocks += NUM_SCRATCH_BLOCKS.get(folder.device, 0)
     return model, KvCache(folder.geometry(block_size), num_blocks, device=folder.device)
 
 
@@ -54,6 +61,11 @@ class Language:
     kv: KvCache
     pool: BlockPool
     hand_over: HandOver | None = None
+
+    @property
+    def scratch_block_id(self) -> int | None:
+        """A block of the cache that the pool never gives to anybody, where there is one."""
+        return self.pool.num_blocks if self.kv.num_blocks > self.pool.num_blocks else None
 
 
 async def open_language(

@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from typing import Protocol
 
 import torch
 
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
+from shared.model.forward_step import ForwardStep
 from shared.model.gpu.graph_limits import GraphLimits
 from shared.model.gpu.graph_recorder import CudaGraphRecorder, GraphRecorder, Step
 
 logger = logging.getLogger(__name__)
-
-
-class ForwardStep(Protocol):
-    """A model, or something quicker that does the same."""
-
-    def __call__(self, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
-        """Logits `[num_seqs, vocab]` of each sequence's last token; writes the new tokens' KV."""
-        ...
 
 
 def decode_step(

@@ -55,7 +55,7 @@ def compare(model: LanguageModel, kv: KvCache, num_steps: int) -> RecordedSteps:
     for number in range(num_steps):
         running = [0] if number % 7 == 3 else [0, 2] if number % 5 == 2 else [0, 1, 2]
         batch = ForwardBatch.pack([sequence(i, [tokens[i]], lens[i]) for i in running], BLOCK_SIZE)
-        got, expected = steps(batch), model(batch, other)
+        got, expected = steps(batch, kv), model(batch, other)
         assert torch.equal(got, expected)
         assert torch.equal(kv.data, other.data)
         for i, token in zip(running, got.argmax(-1).tolist(), strict=True):
@@ -95,10 +95,10 @@ def test_logits_outlive_the_next_step() -> None:
     model, kv = load(model_dir())
     steps = RecordedSteps(model, kv)
     batch = ForwardBatch.pack([sequence(0, [7])], BLOCK_SIZE)
-    first = steps(batch)
+    first = steps(batch, kv)
     kept = first.clone()
     for token in range(20):
-        steps(ForwardBatch.pack([sequence(0, [token])], BLOCK_SIZE))
+        steps(ForwardBatch.pack([sequence(0, [token])], BLOCK_SIZE), kv)
     assert torch.equal(first, kept)
     assert steps.num_recorded == 1
 
@@ -109,15 +109,15 @@ def test_recordings_are_bounded() -> None:
     batches = [ForwardBatch.pack([sequence(0, [7])] * size, BLOCK_SIZE) for size in (1, 2, 3)]
     held = []
     for batch in batches:
-        free(batch)
+        free(batch, kv)
         held.append(free.num_bytes)
     steps = RecordedSteps(model, kv, max_bytes=held[1])
     for batch in (*batches, *batches):
-        assert torch.equal(steps(batch), free(batch))
+        assert torch.equal(steps(batch, kv), free(batch, kv))
         assert steps.num_bytes <= max(held[1], held[2] - held[1])
     assert steps.num_recorded == 6
     for batch in batches[2:]:
-        steps(batch)
+        steps(batch, kv)
     assert steps.num_recorded == 6
 
 
@@ -127,5 +127,5 @@ def test_other_steps_are_the_models_own() -> None:
     several = ForwardBatch.pack([sequence(0, [7, 8])], BLOCK_SIZE)
     many = ForwardBatch.pack([sequence(0, [7])] * 17, BLOCK_SIZE)
     for batch in (several, many):
-        assert torch.equal(steps(batch), model(batch, kv))
+        assert torch.equal(steps(batch, kv), model(batch, kv))
     assert steps.num_recorded == 0
