@@ -15,7 +15,6 @@ neither environment nor files.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -38,13 +37,13 @@ from shared.errors import SettingsError
 from shared.runtime.flags import (
     ENV_DELIMITER,
     ENV_PREFIX,
-    Setting,
     flag,
     given,
     parser_for,
     settings_of,
 )
 from shared.runtime.lifecycle import EXIT_BAD_SETTINGS
+from shared.runtime.setting_mistakes import explained
 
 DEMO_MODEL = model_dir()
 DEMO_MODEL_NAME = "triptych-demo"
@@ -228,7 +227,7 @@ def load_settings(cls: type[S], argv: Sequence[str], prog: str) -> S:
     try:
         return cls(**merged)
     except ValidationError as error:
-        raise SettingsError(_explain(cls, error)) from None
+        raise SettingsError(explained(settings_of(cls), error)) from None
 
 
 def settings_or_exit(cls: type[S], argv: Sequence[str], prog: str) -> S:
@@ -290,31 +289,3 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> None:
             _overlay(base[name], value)
         else:
             base[name] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """One line for all mistakes: which setting, which value, what is allowed, where to set it."""
-    known = {setting.path: setting for setting in settings_of(cls)}
-    return "; ".join(_explain_one(known, dict(mistake)) for mistake in error.errors())
-
-
-def _unknown(path: tuple[str, ...], known: Mapping[tuple[str, ...], Setting]) -> str:
-    name = ".".join(path)
-    near = difflib.get_close_matches(name, [".".join(other) for other in known], n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    variable = ENV_PREFIX + ENV_DELIMITER.join(path).upper()
-    where = f"--config or {variable}"
-    return f"{name} (by {where}) is not a setting of this service{hint}"
-
-
-def _explain_one(known: Mapping[tuple[str, ...], Setting], mistake: Mapping[str, Any]) -> str:
-    path = tuple(str(part) for part in mistake["loc"])
-    setting = next((known[path[:n]] for n in range(len(path), 0, -1) if path[:n] in known), None)
-    if mistake["type"] == "extra_forbidden":
-        return _unknown(path, known)
-    if setting is None:
-        return f"{'.'.join(path) or 'settings'}: {mistake['msg'].removeprefix('Value error, ')}"
-    if mistake["type"] == "missing":
-        return f"{setting.flag} is required (or {setting.environment})"
-    wanted = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{setting.flag} = {mistake['input']!r}: {wanted} (or {setting.environment})"
