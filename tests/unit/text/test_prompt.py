@@ -14,8 +14,8 @@ from shared.text.chat_template import ChatTemplate
 from shared.text.prompt import ChatMessage, Medium, PromptBuilder
 from shared.text.tokenizer import TextTokenizer
 
-IMAGE_PAD = 631
 TOKENIZER = TextTokenizer.load(DEMO_MODEL)
+IMAGE_PAD = TOKENIZER.special_tokens["<|image_pad|>"]
 BUILDER = PromptBuilder(TOKENIZER, ChatTemplate.load(DEMO_MODEL), IMAGE_PAD)
 NUM_SPECIALS = len(TOKENIZER.special_tokens)
 

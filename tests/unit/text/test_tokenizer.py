@@ -1,5 +1,7 @@
 """Special tokens mean something only in text that the template wrote."""
 
+import json
+
 import pytest
 
 from shared.errors import UnsupportedModel
@@ -12,13 +14,20 @@ def tokenizer():
     return TextTokenizer.load(DEMO_MODEL)
 
 
-def test_special_tokens_are_known_by_name(tokenizer):
-    assert tokenizer.special_tokens["<|im_end|>"] == 621
+@pytest.fixture(scope="module")
+def end_id() -> int:
+    """As the model's own config names it."""
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    return int(config["text_config"]["eos_token_id"])
 
 
-def test_template_text_and_user_text_differ_in_special_tokens_only(tokenizer):
-    assert tokenizer.encode_template("<|im_end|>") == [621]
-    assert 621 not in tokenizer.encode_text("<|im_end|>")
+def test_special_tokens_are_known_by_name(tokenizer, end_id):
+    assert tokenizer.special_tokens["<|im_end|>"] == end_id
+
+
+def test_template_text_and_user_text_differ_in_special_tokens_only(tokenizer, end_id):
+    assert tokenizer.encode_template("<|im_end|>") == [end_id]
+    assert end_id not in tokenizer.encode_text("<|im_end|>")
     assert tokenizer.encode_template("two cats") == tokenizer.encode_text("two cats")
 
 
