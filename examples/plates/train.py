@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "complete model folder after the first checkpoint.",
     )
     made.add_argument("--out", type=Path, required=True, help="folder for model/ and checkpoint.pt")
-    made.add_argument("--minutes", type=float, default=62, help="time to train (default: 62)")
+    made.add_argument("--minutes", type=float, default=112, help="time to train (default: 112)")
     made.add_argument("--seed", type=int, default=0, help="seed of the first weights")
     made.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     made.add_argument(
