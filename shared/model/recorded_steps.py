@@ -41,7 +41,9 @@ class RecordedSteps:
         self._kv = kv
         self._max_bytes = max_bytes
         self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
-        self._is_recordable = kv.data.dtype == torch.bfloat16 and has_compiled_kernels()
+        self._is_recordable = (
+            kv.device.type == "cpu" and kv.data.dtype == torch.bfloat16 and has_compiled_kernels()
+        )
         self.num_recorded = 0
         self.num_replayed = 0
 

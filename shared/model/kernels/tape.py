@@ -94,7 +94,7 @@ def record(compute: Callable[[], torch.Tensor]) -> tuple[Tape, torch.Tensor]:
     return Tape(calls, watch.made, watch.num_bytes), result
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__ is untyped
     """Keeps what is made, and refuses what computes."""
 
     def __init__(self) -> None:

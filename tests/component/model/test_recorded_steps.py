@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.demo import model_dir
 from shared.model.batch import ForwardBatch, SequenceInput
@@ -128,4 +129,14 @@ def test_other_steps_are_the_models_own() -> None:
     many = ForwardBatch.pack([sequence(0, [7])] * 17, BLOCK_SIZE)
     for batch in (several, many):
         assert torch.equal(steps(batch, kv), model(batch, kv))
+    assert steps.num_recorded == 0
+
+
+def test_only_steps_on_a_cpu_are_recorded() -> None:
+    geometry = KvGeometry(1, 1, 16, BLOCK_SIZE, "bfloat16")
+    elsewhere = KvCache(geometry, 4, device="meta")
+    logits = torch.ones(1, 3)
+    steps = RecordedSteps(lambda batch, kv: logits, elsewhere)  # a model that cannot be recorded
+    batch = ForwardBatch.pack([sequence(0, [7])], BLOCK_SIZE)
+    assert steps(batch, elsewhere) is logits
     assert steps.num_recorded == 0
