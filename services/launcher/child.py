@@ -110,7 +110,9 @@ class Child:
 def _keep_on(pid: int, cores: tuple[int, ...]) -> None:
     """Keep a process that has just begun, and so all its threads to come, on these cores."""
     if cores and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(ProcessLookupError):  # it has ended already, which others tell
+        # It has ended already, which others tell, or the machine has taken the cores away since:
+        # then it runs wherever it may.
+        with contextlib.suppress(OSError):
             os.sched_setaffinity(pid, cores)
 
 
