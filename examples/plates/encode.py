@@ -160,15 +160,17 @@ class _Writer:
 
     def _look(self, at: int, picture: int, marks: tuple[int, ...]) -> None:
         """Notes that the token at `at` looks at a picture: at these marks, or all over it."""
-        tokens = self._picture_tokens[picture]
-        if marks:
-            tokens = tokens[np.unique(self._pictures[picture].marks[list(marks)])]
+        tokens = self._marked(picture, marks) if marks else self._picture_tokens[picture]
         self._looks += [(at, int(token)) for token in tokens]
 
     def _tally(self, at: int, picture: int, marks: tuple[int, ...]) -> None:
-        tokens = self._picture_tokens[picture]
-        marked = tokens[np.unique(self._pictures[picture].marks[list(marks)])]
-        self._tallies += [(at, int(token)) for token in (tokens[0] - 1, *marked)]
+        begin = self._picture_tokens[picture][0] - 1
+        self._tallies += [(at, int(token)) for token in (begin, *self._marked(picture, marks))]
+
+    def _marked(self, picture: int, marks: tuple[int, ...]) -> IntArray:
+        """The tokens that hold these marks of a picture."""
+        places = np.unique(self._pictures[picture].marks[list(marks)])
+        return self._picture_tokens[picture][places]
 
     def text(self, text: str, *, learn: bool = False) -> None:
         ids = self._tokenizer.encode(text).ids
