@@ -102,6 +102,7 @@ class Batch:
     the end empty patches that fill up to a multiple of PATCH_UNIT."""
 
     text: TextBatch
+    num_pictures: int
     patches: ByteArray  # [filled patches, 3 * PATCH_PX * PATCH_PX]
     patch_positions: IntArray  # [filled patches, 2]: row, column
     hints: IntArray  # [patches, 11]
@@ -154,6 +155,7 @@ def collate(codes: list[ConversationCode], pad_id: int) -> Batch:
     rest = [filled - len(patches)] if filled > len(patches) else []
     return Batch(
         TextBatch.padded(codes, pad_id),
+        len(pictures),
         _padded(patches, filled, 0),
         _padded(np.concatenate([layout.positions for layout in layouts]), filled, 0),
         np.concatenate([picture.hints[layout.patch_order] for picture, layout in pairs]),
@@ -228,9 +230,8 @@ def _serve(trainer: Connection, tokenizer_json: str, diet: Diet) -> None:
 class BatchTeam:
     """Batches from child processes; `close` ends them.
 
-    They draw in bursts, all cores at a time, while the trainer waits. Drawing beside it takes
-    longer: each of a training step's many short parallel parts waits for the thread that lost its
-    core.
+    They draw in bursts, all cores at a time, while the trainer waits; in between a training step
+    has all cores to itself.
     """
 
     def __init__(self, tokenizer: Tokenizer, diet: Diet, processes: int) -> None:

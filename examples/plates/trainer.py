@@ -152,7 +152,7 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
         self.step += 1
-        self.samples += len(batch.text.ids) or sum(runs for runs, _ in batch.pictures.groups)
+        self.samples += len(batch.text.ids) or batch.num_pictures
         self.spent_s += min(MAX_STEP_S, time.monotonic() - start)
         return {name: value for name, value in found.numbers().items() if not math.isnan(value)}
 

@@ -190,6 +190,9 @@ def test_batches_come_in_few_shapes(words: Tokenizer) -> None:
     diet = Diet(5, 8, 4, batch_tokens=2000, bare_share=0.3)
     drawn = list(islice(batches(words, diet), 12))
     assert {len(batch.patches) % PATCH_UNIT for batch in drawn} == {0}
+    for batch in drawn:
+        filled = len(batch.patches) > len(batch.hints)
+        assert sum(runs for runs, _ in batch.pictures.groups) == batch.num_pictures + filled
     spoken = [batch.text.ids.shape for batch in drawn if batch.text.ids.size]
     assert 0 < len(spoken) < len(drawn)
     assert all(rows == 2000 // tokens and tokens % TEXT_UNIT == 0 for rows, tokens in spoken)
