@@ -33,7 +33,7 @@ Step = Callable[[], torch.Tensor]
 
 def steps_of(options: argparse.Namespace, choice: KernelChoice) -> dict[str, Step]:
     """One step over a warm cache, as the model does it and as it is replayed."""
-    backend = CpuAttention(torch.bfloat16)
+    backend = CpuAttention()
     model = load_language_model(options.model, dtype="bfloat16", backend=backend, kernels=choice)
     per_sequence = -(-(options.cached + 1) // BLOCK_SIZE)
     geometry = KvGeometry.of(model.spec, block_size=BLOCK_SIZE, dtype="bfloat16")

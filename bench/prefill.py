@@ -172,7 +172,7 @@ def main() -> None:
         ),
         "compiled": Side(
             options.model,
-            CpuAttention(torch.bfloat16),
+            CpuAttention(),
             KernelChoice("compiled").kernel_for,
             Stopwatch(clock),
         ),

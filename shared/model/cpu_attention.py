@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionPlan, SdpaAttention
 from shared.model.batch import ForwardBatch
@@ -19,44 +20,42 @@ from shared.model.kernel_plan import KernelPlan, with_packed_heads
 from shared.model.kernels.choice import has_compiled_kernels
 from shared.model.kernels.narrow import VECTOR_LANES
 from shared.model.kernels.team import run_on_team
-from shared.model.prompt_attention import KERNEL_OF_DTYPE as PROMPT_KERNELS
-from shared.model.prompt_attention import PromptPlan
+from shared.model.prompt_attention import PromptPlan, prompt_kernel
 
-KERNEL_OF_DTYPE = {torch.bfloat16: "attend_bf16", torch.float32: "attend_float32"}
+KERNEL_OF_DTYPE = {"bfloat16": "attend_bf16", "float32": "attend_float32"}
 
 
 class CpuAttention:
     """Chooses per step. Bidirectional spans do not concern a step of single tokens."""
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
-        """Kernels for `dtype` are compiled now: a first request must not wait for them."""
+    def __init__(self, geometry: KvGeometry | None = None) -> None:
+        """Kernels for such caches are compiled now: a first request must not wait for them."""
         self._other = SdpaAttention()
-        if dtype in KERNEL_OF_DTYPE and has_compiled_kernels():
-            _compile_for(dtype)
+        if geometry is not None and _has_kernels(geometry):
+            _compile_for(geometry)
 
     def plan(
         self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
     ) -> AttentionPlan:
-        if _is_supported(kv):
+        if kv.device.type == "cpu" and _has_kernels(kv.geometry):
             kind = PagedPlan if _is_decode(batch) else PromptPlan
             return kind(batch, kv, tuple(sliding_windows))
         return self._other.plan(batch, kv, *([sliding_windows] if sliding_windows else []))
 
 
-def _compile_for(dtype: torch.dtype) -> None:
+def _compile_for(geometry: KvGeometry) -> None:
     from shared.model.kernels import (
         additions,
         cache_rows,
         gates,
         norms,
         pages,
-        prompts,
         rotations,
         sequences,
     )
 
-    kernels = [getattr(pages, KERNEL_OF_DTYPE[dtype]), getattr(prompts, PROMPT_KERNELS[dtype])]
-    if dtype == torch.bfloat16:
+    kernels = [getattr(pages, KERNEL_OF_DTYPE[geometry.dtype]), prompt_kernel(geometry)]
+    if geometry.dtype == "bfloat16":
         kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
         kernels += [additions.add_bf16, cache_rows.write_bf16, sequences.run_all]
     for kernel in kernels:
@@ -67,14 +66,9 @@ def _is_decode(batch: ForwardBatch) -> bool:
     return batch.num_tokens == batch.num_seqs
 
 
-def _is_supported(kv: KvCache) -> bool:
-    geometry = kv.geometry
-    return (
-        kv.device.type == "cpu"
-        and kv.data.dtype in KERNEL_OF_DTYPE
-        and geometry.head_dim % VECTOR_LANES == 0
-        and has_compiled_kernels()
-    )
+def _has_kernels(geometry: KvGeometry) -> bool:
+    is_fit = geometry.dtype in KERNEL_OF_DTYPE and geometry.head_dim % VECTOR_LANES == 0
+    return is_fit and has_compiled_kernels()
 
 
 class PagedPlan(KernelPlan):
@@ -85,7 +79,7 @@ class PagedPlan(KernelPlan):
     ) -> None:
         from shared.model.kernels import pages
 
-        kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.data.dtype]).address
+        kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.geometry.dtype]).address
         super().__init__(kernel, batch, kv, sliding_windows)
         self._contexts = batch.context_lens.contiguous()
         # What the tables have room for, and not the longest context: it lasts while they do.

@@ -7,34 +7,54 @@ the cache is copied or gathered, and no mask is built. `shared/model/kernels/pro
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
 from shared.model.kernel_plan import KernelPlan, with_packed_heads
+from shared.model.kernels.choice import has_paired_kernels
 from shared.model.kernels.scratch import scratch
 from shared.model.kernels.team import run_on_team
 
-KERNEL_OF_DTYPE = {torch.bfloat16: "attend_prompts_bf16", torch.float32: "attend_prompts_float32"}
+if TYPE_CHECKING:
+    from shared.model.kernels.machine_code import Kernel
 
 BLOCKS = 16
 """Blocks of queries in a piece of work: keys are arranged once for all of them."""
 
 
+def prompt_kernel(geometry: KvGeometry) -> Kernel:
+    """What computes prompts over such a cache. numba is needed from here on."""
+    from shared.model.kernels import prompt_layout, prompts
+
+    if geometry.dtype == "float32":
+        return prompts.attend_prompts_float32
+    are_pairs = has_paired_kernels() and geometry.head_dim % prompt_layout.PAIRED_WIDTH == 0
+    return prompts.attend_prompts_pairs if are_pairs else prompts.attend_prompts_bf16
+
+
 class PromptPlan(KernelPlan):
-    """Reading plan of a step whose sequences bring any number of tokens."""
+    """Reading plan of a step whose sequences bring any number of tokens.
+
+    `kernel` is `prompt_kernel`'s choice unless it is given, as tests and benches do.
+    """
 
     def __init__(
-        self, batch: ForwardBatch, kv: KvCache, sliding_windows: tuple[int | None, ...]
+        self,
+        batch: ForwardBatch,
+        kv: KvCache,
+        sliding_windows: tuple[int | None, ...],
+        kernel: Kernel | None = None,
     ) -> None:
-        from shared.model.kernels import prompts
+        from shared.model.kernels import prompt_layout
 
-        self._prompts: Any = prompts
-        kernel: int = getattr(prompts, KERNEL_OF_DTYPE[kv.data.dtype]).address
-        super().__init__(kernel, batch, kv, sliding_windows)
+        self._layout: Any = prompt_layout
+        kernel = kernel or prompt_kernel(kv.geometry)
+        super().__init__(kernel.address, batch, kv, sliding_windows)
         self._bounds: list[int] = batch.cu_seqlens_q.tolist()
         self._places = _places(batch)
         stops = self._places + 1 if batch.attend_stops is None else batch.attend_stops
@@ -49,7 +69,7 @@ class PromptPlan(KernelPlan):
         q = with_packed_heads(q)
         keys, values = kv.layer_slots(layer)
         pieces, num_blocks = self._work or self._divide(num_heads // keys.shape[1])
-        room = self._prompts.scratch_values(head_dim, num_blocks)
+        room = self._layout.scratch_values(head_dim, num_blocks)
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype)
         arguments = np.array(
             (
@@ -81,13 +101,13 @@ class PromptPlan(KernelPlan):
 
     def _divide(self, group: int) -> tuple[torch.Tensor, int]:
         """Pieces `[num_pieces, 3]` and the most blocks in one, with `group` heads per KV head."""
-        num_rows = max(1, BLOCKS // group) * self._prompts.BLOCK_COLUMNS
+        num_rows = max(1, BLOCKS // group) * self._layout.BLOCK_COLUMNS
         pieces = [
             (seq, first, min(num_rows, stop - first))
             for seq, (start, stop) in enumerate(pairwise(self._bounds))
             for first in range(start, stop, num_rows)
         ]
-        num_blocks = max(self._prompts.num_blocks_of(group, rows) for _, _, rows in pieces)
+        num_blocks = max(self._layout.num_blocks_of(group, rows) for _, _, rows in pieces)
         # The last pieces of a prompt see most: begun first, they leave no thread alone at the end.
         self._work = torch.tensor(pieces[::-1]), num_blocks
         return self._work

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from shared.cache.block_pool import BlockPool
-from shared.cache.kv_cache import TORCH_DTYPES, KvCache
+from shared.cache.kv_cache import KvCache
 from shared.messages.control import Role
 from shared.model.batch_invariant import invariant_kernels, make_batch_invariant
 from shared.model.cpu_attention import CpuAttention
@@ -40,7 +40,7 @@ def load_language(
         folder.spec,
         dtype=folder.dtype,
         device=folder.device,
-        backend=CpuAttention(TORCH_DTYPES[folder.dtype]) if folder.device == "cpu" else None,
+        backend=CpuAttention(folder.geometry(block_size)) if folder.device == "cpu" else None,
         kernels=kernels,
         on_progress=weights_progress(),
     )

@@ -5,6 +5,9 @@ A product of many rows keeps a block of sums in registers: `BLOCK_ROWS` rows of 
 both sides are laid out with these values side by side; `transpose` does that and widens to float32
 on the way. Every sum is one chain of fused multiply-adds from the first product to the last:
 neither the number of rows nor the place of a row changes a bit of it.
+
+Where the processor has bfloat16 instructions, a word may hold a pair of values that are neighbours
+along the reduced dimension: pointers to words (`uint32`) instead of float32 say so.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from numba.extending import intrinsic
 from shared.model.kernels.lanes import (
     LANES,
     VECTOR,
+    WORDS,
+    add_pair_products,
     fused_multiply_add,
     load_one,
     spread,
@@ -40,7 +45,8 @@ def transpose(
 ) -> Any:
     """`target[k * target_stride + i] = source[min(i, last) * stride + k]`, `i` and `k` below LANES.
 
-    float32 in `target`; all LANES values of each `k` are written, the lowest `k` first.
+    `target` is float32, or words like `source`; all LANES values of each `k` are written, the
+    lowest `k` first.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -56,10 +62,7 @@ def transpose(
             builder.store(vector, builder.bitcast(place, VECTOR.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    signature = types.void(
-        source, types.int64, types.int64, types.CPointer(types.float32), types.int64
-    )
-    return signature, generate
+    return types.void(source, types.int64, types.int64, target, types.int64), generate
 
 
 @intrinsic
@@ -68,9 +71,11 @@ def multiply_block(
 ) -> Any:
     """`sums[i, j] += rows[k, i] * columns[k, j]` over `depth` steps `k`, a multiple of `STEPS`.
 
-    `rows` `[depth, BLOCK_ROWS]`, `columns` `[depth, BLOCK_COLUMNS]` and `sums` `[BLOCK_ROWS,
-    BLOCK_COLUMNS]` are float32. Unless `goes_on`, sums start from zero.
+    `sums` `[BLOCK_ROWS, BLOCK_COLUMNS]` are float32; `rows` `[depth, BLOCK_ROWS]` and `columns`
+    `[depth, BLOCK_COLUMNS]` are float32 or words of two steps each. Unless `goes_on`, sums start
+    from zero.
     """
+    add = _add_outer_product_of_pairs if rows.dtype == types.uint32 else _add_outer_product
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows, columns, depth, sums, goes_on = arguments
@@ -89,13 +94,36 @@ def multiply_block(
         with cgutils.for_range_slice(builder, zero, depth, step, _I64) as (turn, _):
             for k in range(STEPS):
                 at = builder.add(turn, ir.Constant(_I64, k))
-                _add_outer_product(builder, rows, columns, at, totals)
+                add(builder, rows, columns, at, totals)
         for total, place in zip(totals, places, strict=True):
             builder.store(builder.load(total), place, align=4)
         return context.get_dummy_value()
 
     floats = types.CPointer(types.float32)
-    return types.void(floats, floats, types.int64, floats, types.int64), generate
+    return types.void(rows, rows, types.int64, floats, types.int64), generate
+
+
+@intrinsic
+def lay_beside(typing_context: Any, rows: Any, stride: Any, target: Any) -> Any:
+    """LANES columns of one step of a block: of the float32 row at `rows`, or, as words, of the two
+    bfloat16 rows that lie `stride` words apart there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, stride, place = arguments
+        if rows.dtype == types.float32:
+            (values,) = load_one(builder, source, ir.Constant(_I64, 0), rows.dtype)
+        else:
+            halves = ir.VectorType(ir.IntType(16), LANES).as_pointer()
+            first, second = (
+                builder.zext(builder.load(builder.bitcast(at, halves), align=2), WORDS)
+                for at in (source, builder.gep(source, [stride]))
+            )
+            shift = ir.Constant(WORDS, [16] * LANES)
+            values = builder.bitcast(builder.or_(first, builder.shl(second, shift)), VECTOR)
+        store_lanes(builder, values, place, rows.dtype)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, rows), generate
 
 
 @intrinsic
@@ -145,6 +173,25 @@ def _add_outer_product(builder: Any, rows: Any, columns: Any, at: Any, totals: l
         for n, weight in enumerate(weights):
             total = totals[i * num_vectors + n]
             builder.store(fused_multiply_add(builder, values, weight, builder.load(total)), total)
+
+
+def _add_outer_product_of_pairs(
+    builder: Any, rows: Any, columns: Any, at: Any, totals: list[Any]
+) -> None:
+    """Steps `2 * at` and `2 * at + 1` of a block."""
+    num_vectors = BLOCK_COLUMNS // LANES
+    here = builder.gep(columns, [builder.mul(at, ir.Constant(_I64, BLOCK_COLUMNS))])
+    vectors = builder.bitcast(here, WORDS.as_pointer())
+    weights = [
+        builder.load(builder.gep(vectors, [ir.Constant(_I64, n)]), align=4)
+        for n in range(num_vectors)
+    ]
+    first = builder.gep(rows, [builder.mul(at, ir.Constant(_I64, BLOCK_ROWS))])
+    for i in range(BLOCK_ROWS):
+        pairs = spread(builder, builder.load(builder.gep(first, [ir.Constant(_I64, i)])))
+        for n, weight in enumerate(weights):
+            total = totals[i * num_vectors + n]
+            builder.store(add_pair_products(builder, builder.load(total), pairs, weight), total)
 
 
 def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:

@@ -17,12 +17,18 @@ LANES = 8
 """Values in a vector; also the length that a reduced dimension must be a multiple of."""
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-_STORED = {types.float32: (_F32, 4), types.uint16: (_I16, 2), types.int8: (ir.IntType(8), 1)}
+_STORED = {
+    types.float32: (_F32, 4),
+    types.uint32: (_I32, 4),
+    types.uint16: (_I16, 2),
+    types.int8: (ir.IntType(8), 1),
+}
 
 _INTEGERS = 1.5 * 2.0**23
 """float32 numbers of this size are integers."""
 
 VECTOR = ir.VectorType(_F32, LANES)
+WORDS = ir.VectorType(_I32, LANES)
 
 
 def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -33,14 +39,31 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(function, [a, b, c])
 
 
+def add_pair_products(builder: Any, total: Any, x: Any, w: Any) -> Any:
+    """`total + x[2i] w[2i] + x[2i + 1] w[2i + 1]`, lane by lane; `x` and `w` hold bfloat16 pairs.
+
+    For processors with bfloat16 instructions, whatever the number of lanes.
+    """
+    function = ir.FunctionType(total.type, [total.type, x.type, w.type])
+    return builder.asm(function, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, x, w], False)
+
+
+def bf16_words(builder: Any, vector: Any) -> Any:
+    """float32 rounded to bfloat16, each in the lower half of a word, by such an instruction."""
+    halves = ir.VectorType(_I16, LANES)
+    function = ir.FunctionType(halves, [VECTOR])
+    rounded = builder.asm(function, "vcvtneps2bf16 $1, $0", "=v,v", [vector], False)
+    return builder.zext(rounded, WORDS)
+
+
 def constant(value: float) -> Any:
     """A vector of one float32 number."""
     return ir.Constant(VECTOR, [value] * LANES)
 
 
 def spread(builder: Any, value: Any) -> Any:
-    """A vector of one float32 value."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    """A vector of one float32 value, or one word."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
     return builder.shuffle_vector(single, undefined, mask)
@@ -60,9 +83,8 @@ def exponential(builder: Any, x: Any) -> Any:
     series = constant(1 / factorial(7))
     for power in range(6, -1, -1):
         series = fused_multiply_add(builder, series, rest, constant(1 / factorial(power)))
-    words = ir.VectorType(_I32, LANES)
-    exponent = builder.shl(builder.bitcast(shifted, words), ir.Constant(words, [23] * LANES))
-    scale = builder.add(exponent, ir.Constant(words, [0x3F800000] * LANES))
+    exponent = builder.shl(builder.bitcast(shifted, WORDS), ir.Constant(WORDS, [23] * LANES))
+    scale = builder.add(exponent, ir.Constant(WORDS, [0x3F800000] * LANES))
     result = builder.fmul(series, builder.bitcast(scale, VECTOR))
     for comparison, bound, beyond in (("<", -87.0, 0.0), (">", 88.0, inf)):
         is_beyond = builder.fcmp_ordered(comparison, x, constant(bound))
@@ -72,9 +94,12 @@ def exponential(builder: Any, x: Any) -> Any:
 
 def as_bf16(builder: Any, vector: Any) -> Any:
     """float32 rounded to bfloat16 and widened again."""
-    words = ir.VectorType(_I32, LANES)
-    bits = builder.zext(rounded_bits(builder, vector), words)
-    return builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * LANES)), VECTOR)
+    return widened(builder, builder.zext(rounded_bits(builder, vector), WORDS))
+
+
+def widened(builder: Any, words: Any) -> Any:
+    """bfloat16 in the lower halves of words as float32."""
+    return builder.bitcast(builder.shl(words, ir.Constant(WORDS, [16] * LANES)), VECTOR)
 
 
 def prefetch(builder: Any, pointer: Any) -> None:
@@ -114,30 +139,26 @@ def load_pair(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
     if dtype != types.uint16:
         second = builder.add(at, ir.Constant(at.type, LANES))
         return [load_one(builder, pointer, place, dtype)[0] for place in (at, second)]
-    floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-    place = builder.bitcast(builder.gep(pointer, [at]), words.as_pointer())
+    place = builder.bitcast(builder.gep(pointer, [at]), WORDS.as_pointer())
     pairs = builder.load(place, align=2)
-    even = builder.shl(pairs, ir.Constant(words, [16] * LANES))
-    odd = builder.and_(pairs, ir.Constant(words, [-0x10000] * LANES))
-    return [builder.bitcast(even, floats), builder.bitcast(odd, floats)]
+    odd = builder.and_(pairs, ir.Constant(WORDS, [-0x10000] * LANES))
+    return [widened(builder, pairs), builder.bitcast(odd, VECTOR)]
 
 
 def load_one(builder: Any, pointer: Any, at: Any, dtype: Any) -> list[Any]:
-    """`LANES` values at `pointer[at]` as one float32 vector."""
+    """`LANES` values at `pointer[at]` as one float32 vector; words keep their bits."""
     element, size = _STORED[dtype]
     place = builder.bitcast(builder.gep(pointer, [at]), ir.VectorType(element, LANES).as_pointer())
     values = builder.load(place, align=size)
-    floats, words = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
     if dtype == types.uint16:
-        shift = ir.Constant(words, [16] * LANES)
-        return [builder.bitcast(builder.shl(builder.zext(values, words), shift), floats)]
+        return [widened(builder, builder.zext(values, WORDS))]
     if dtype == types.int8:
-        return [builder.sitofp(builder.sext(values, words), floats)]
-    return [values]
+        return [builder.sitofp(builder.sext(values, WORDS), VECTOR)]
+    return [builder.bitcast(values, VECTOR)]
 
 
 def store_lanes(builder: Any, vector: Any, pointer: Any, dtype: Any) -> None:
-    """`LANES` float32 values to `pointer` in its format, float32 or bfloat16."""
+    """`LANES` float32 values to `pointer` in its format; words keep their bits."""
     values = rounded_bits(builder, vector) if dtype == types.uint16 else vector
     place = builder.bitcast(pointer, values.type.as_pointer())
     builder.store(values, place, align=_STORED[dtype][1])

@@ -21,6 +21,7 @@ from shared.model.kernels.blocks import BLOCK_COLUMNS
 from shared.model.kernels.lanes import (
     LANES,
     VECTOR,
+    bf16_words,
     constant,
     exponential,
     fused_multiply_add,
@@ -28,6 +29,7 @@ from shared.model.kernels.lanes import (
     load_one,
     spread,
     store_lanes,
+    widened,
 )
 
 LARGEST, TOTAL, FACTOR, LOW, HIGH = (place * BLOCK_COLUMNS for place in range(5))
@@ -45,16 +47,24 @@ _FLOATS = types.CPointer(types.float32)
 
 @intrinsic
 def soften(
-    typing_context: Any, scores: Any, count: Any, first_key: Any, scale: Any, state: Any
+    typing_context: Any,
+    scores: Any,
+    count: Any,
+    first_key: Any,
+    scale: Any,
+    state: Any,
+    weights: Any,
 ) -> Any:
-    """`count` scores of LANES queries, `BLOCK_COLUMNS` apart, to weights in place.
+    """`count` scores of LANES queries, `BLOCK_COLUMNS` apart, to weights, which may lie in place.
 
     Scores are of keys `first_key` and so on, and are scaled first; keys that a query does not see
     weigh nothing. Updates the largest score and the sum in `state`, and says the factor there.
+    Where `weights` are words, each is of two keys, rounded to bfloat16, and the sum is of those.
     """
+    in_pairs = weights.dtype == types.uint32
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        scores, count, first_key, scale, state = arguments
+        scores, count, first_key, scale, state, weights_at = arguments
         places = [builder.gep(state, [ir.Constant(_I64, at)]) for at in (LARGEST, TOTAL, FACTOR)]
         low, high, before, total = (
             load_one(builder, state, ir.Constant(_I64, at), types.float32)[0]
@@ -76,18 +86,34 @@ def soften(
             builder.store(builder.select(is_larger, score, builder.load(largest)), largest)
         shrink = exponential(builder, builder.fsub(before, builder.load(largest)))
         builder.store(builder.fmul(total, shrink), sums)
-        with cgutils.for_range_slice(builder, zero, count, one, _I64) as (k, _):
-            at = builder.mul(k, ir.Constant(_I64, BLOCK_COLUMNS))
+
+        def weigh(key: Any) -> Any:
+            at = builder.mul(key, ir.Constant(_I64, BLOCK_COLUMNS))
             score = load_one(builder, scores, at, types.float32)[0]
             weight = exponential(builder, builder.fsub(score, builder.load(largest)))
-            store_lanes(builder, weight, builder.gep(scores, [at]), types.float32)
+            words = bf16_words(builder, weight) if in_pairs else None
+            weight = widened(builder, words) if in_pairs else weight
             builder.store(builder.fadd(builder.load(sums), weight), sums)
+            return words if in_pairs else weight
+
+        keys_of_step = 2 if in_pairs else 1
+        steps = builder.sdiv(count, ir.Constant(_I64, keys_of_step))
+        with cgutils.for_range_slice(builder, zero, steps, one, _I64) as (step, _):
+            first = builder.mul(step, ir.Constant(_I64, keys_of_step))
+            values = weigh(first)
+            if in_pairs:
+                second = weigh(builder.add(first, one))
+                second = builder.shl(second, ir.Constant(second.type, [16] * LANES))
+                values = builder.bitcast(builder.or_(values, second), VECTOR)
+            at = builder.mul(step, ir.Constant(_I64, BLOCK_COLUMNS))
+            store_lanes(builder, values, builder.gep(weights_at, [at]), weights.dtype)
         results = (builder.load(largest), builder.load(sums), shrink)
         for place, result in zip(places, results, strict=True):
             store_lanes(builder, result, place, types.float32)
         return context.get_dummy_value()
 
-    return types.void(_FLOATS, types.int64, types.int64, types.float32, _FLOATS), generate
+    numbers = (types.int64, types.int64, types.float32)
+    return types.void(_FLOATS, *numbers, _FLOATS, weights), generate
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from numba import carray, float32, int8, njit, uint16
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from shared.model.kernels.lanes import LANES, prefetch
+from shared.model.kernels.lanes import LANES, add_pair_products, prefetch
 from shared.model.kernels.machine_code import compiled
 from shared.model.kernels.narrow import PAIRED_LANES
 from shared.model.kernels.rows import (
@@ -40,7 +40,7 @@ from shared.model.kernels.vector import (
     tile_signature,
 )
 
-initialize_native_asmparser()  # the instruction is written as assembly
+initialize_native_asmparser()  # some instructions are written as assembly
 
 CHUNK = 64
 """Weight rows that a thread takes at a time."""
@@ -74,12 +74,6 @@ def _pairs(builder: Any, pointer: Any, at: Any, dtype: Any) -> Any:
 def _bytes_as_float32(builder: Any, pointer: Any, at: Any) -> Any:
     place = builder.bitcast(builder.gep(pointer, [at]), _BYTES.as_pointer())
     return builder.sitofp(builder.sext(builder.load(place, align=1), _PAIRS), _SUMS)
-
-
-def _add_products(builder: Any, total: Any, x: Any, w: Any) -> Any:
-    """`total + x[2i] w[2i] + x[2i + 1] w[2i + 1]`, lane by lane."""
-    function = ir.FunctionType(_SUMS, [_SUMS, _PAIRS, _PAIRS])
-    return builder.asm(function, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, x, w], False)
 
 
 def _half_sums(builder: Any, vector: Any) -> Any:
@@ -128,7 +122,8 @@ def pair_tile(
                 values = _pairs(builder, pointer, at, x.dtype)
                 for total, weights in zip(totals[i * columns :], kept, strict=False):
                     sums_so_far = builder.load(total)
-                    builder.store(_add_products(builder, sums_so_far, values, weights), total)
+                    added = add_pair_products(builder, sums_so_far, values, weights)
+                    builder.store(added, total)
         store_sums(builder, [_half_sums(builder, builder.load(each)) for each in totals], sums)
         return context.get_dummy_value()
 

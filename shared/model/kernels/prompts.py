@@ -6,6 +6,10 @@ share a KV head: a group of keys is arranged once for all of them, and only keys
 sees are read. Groups begin at fixed places of a context, so a token's result does not depend on the
 rest of the batch, nor on the steps in which a prompt is computed.
 
+Where the processor has bfloat16 instructions, pairs of bfloat16 values are multiplied as they are:
+of neighbours in a query and a key, and of two keys' weights and values. Sums stay float32. Such
+memory is counted in words (`uint32`), all other arranged memory holds float32.
+
 Source: Dao et al. 2022 (FlashAttention, algorithm 1), queries and keys in exchanged roles.
 """
 
@@ -14,12 +18,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, float32, int64, njit, uint16
-from numba.extending import register_jitable
+from llvmlite.binding import initialize_native_asmparser
+from numba import carray, float32, int64, njit, uint16, uint32
 
 from shared.model.kernels.blocks import (
     BLOCK_COLUMNS,
     BLOCK_ROWS,
+    lay_beside,
     multiply_block,
     transpose,
 )
@@ -37,84 +42,47 @@ from shared.model.kernels.online import (
     multiply_lanes,
     soften,
 )
-from shared.model.kernels.vector import load_value, offset, pointer_to, store_value, take_next
-
-# Positions in the argument block. Strides count values. `PIECES` are sequence, first row and number
-# of rows; `PLACES` and `STOPS` say for each row its place in its context and how far it sees.
-(
-    NEXT,
-    MEMBERS,
-    NUM_PIECES,
-    HEADS,
-    KV_HEADS,
-    HEAD_DIM,
+from shared.model.kernels.prompt_layout import (
     BLOCK_SIZE,
-    TABLE_STRIDE,
-    WINDOW,
-    Q,
-    Q_STRIDE,
+    GROUP_KEYS,
+    HEAD_DIM,
+    HEADS,
     KEYS,
-    VALUES,
-    TABLES,
+    KV_HEADS,
+    MEMBERS,
+    NUM_ARGUMENTS,
+    NUM_PIECES,
+    OUT,
     PIECES,
     PLACES,
-    STOPS,
-    OUT,
+    Q_STRIDE,
     SCRATCH,
     SCRATCH_STRIDE,
-) = range(20)
-NUM_ARGUMENTS = 20
+    STOPS,
+    TABLE_STRIDE,
+    TABLES,
+    VALUE_PANEL,
+    VALUES,
+    WINDOW,
+    Q,
+    block_values,
+    key_panel,
+    num_blocks_of,
+    num_value_panels,
+    row_values,
+    shared_values,
+)
+from shared.model.kernels.vector import (
+    load_value,
+    num_in,
+    offset,
+    pointer_to,
+    store_value,
+    take_next,
+    viewed,
+)
 
-GROUP_KEYS = 8 * BLOCK_ROWS
-"""Keys that are arranged and met at a time."""
-
-
-@register_jitable
-def _row_values(width: int) -> int:
-    """Room for one key or value, with what the last vector of a panel reads beyond it."""
-    return width + LANES
-
-
-@register_jitable
-def _key_panel(width: int) -> int:
-    return width * BLOCK_ROWS + LANES
-
-
-@register_jitable
-def _num_value_panels(width: int) -> int:
-    return (width + BLOCK_ROWS - 1) // BLOCK_ROWS
-
-
-VALUE_PANEL = GROUP_KEYS * BLOCK_ROWS + LANES
-
-
-@register_jitable
-def _block_values(width: int) -> int:
-    """Room for a block of queries: themselves, their sums and their state."""
-    sums: int = _num_value_panels(width) * BLOCK_ROWS
-    return (width + sums) * BLOCK_COLUMNS + STATE_VALUES
-
-
-@register_jitable
-def _shared_values(width: int) -> int:
-    """Room for a group of keys and values, and for the scores of one block."""
-    keys: int = GROUP_KEYS // BLOCK_ROWS * _key_panel(width)
-    values: int = _num_value_panels(width) * VALUE_PANEL
-    rows: int = GROUP_KEYS * _row_values(width)
-    return rows + GROUP_KEYS * BLOCK_COLUMNS + keys + values
-
-
-def scratch_values(width: int, num_blocks: int) -> int:
-    """Room that each thread needs for pieces of up to `num_blocks` blocks of queries."""
-    return int(_shared_values(width) + num_blocks * _block_values(width))
-
-
-@register_jitable
-def num_blocks_of(group: int, num_rows: int) -> int:
-    """Blocks of a piece: rows of one head side by side, or heads of one row if those are more."""
-    if num_rows < group:
-        return num_rows * ((group + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS)
-    return group * ((num_rows + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS)
+initialize_native_asmparser()  # some instructions are written as assembly
 
 
 @njit
@@ -131,22 +99,22 @@ def _block_at(group: int, num_rows: int, block: int) -> Any:
 
 @njit
 def _begin(
-    a: Any, q: Any, first_row: int, num_rows: int, kv_head: int, block: int, place: Any
+    a: Any, q: Any, first_row: int, num_rows: int, kv_head: int, block: int, place: Any, words: Any
 ) -> None:
     """Arrange a block's queries and note which keys each of them sees."""
     width, group = a[HEAD_DIM], a[HEADS] // a[KV_HEADS]
     row, head, size, step = _block_at(group, num_rows, block)
     row, head = first_row + row, kv_head * group + head
-    stride = a[Q_STRIDE] if step else width
-    start = offset(q, row * a[Q_STRIDE] + head * width)
+    depth, stride = width // num_in(q), (a[Q_STRIDE] if step else width) // num_in(q)
+    start = offset(q, row * (a[Q_STRIDE] // num_in(q)) + head * depth)
     for half in range(0, BLOCK_COLUMNS, LANES):
         first = min(half, size - 1)
-        for k in range(0, width, LANES):
+        for k in range(0, depth, LANES):
             source = offset(start, first * stride + k)
-            target = offset(place, k * BLOCK_COLUMNS + half)
+            target = offset(viewed(place, words), k * BLOCK_COLUMNS + half)
             transpose(source, stride, size - 1 - first, target, BLOCK_COLUMNS)
-    state = offset(place, _block_values(width) - STATE_VALUES)
-    for at in range(width * BLOCK_COLUMNS, _block_values(width)):
+    state = offset(place, block_values(width) - STATE_VALUES)
+    for at in range(width * BLOCK_COLUMNS, block_values(width)):
         store_value(place, at, np.float32(0.0))
     places, stops = pointer_to(a[PLACES], int64), pointer_to(a[STOPS], int64)
     for lane in range(BLOCK_COLUMNS):
@@ -169,57 +137,65 @@ def _range(state: Any) -> Any:
 
 @njit
 def _read(a: Any, cache: Any, table: Any, kv_head: int, first: int, stop: int, rows: Any) -> None:
-    """Keys or values `first .. first + GROUP_KEYS` as float32 rows; zeros from `stop` on."""
-    width, block_size = a[HEAD_DIM], a[BLOCK_SIZE]
+    """Keys or values `first .. first + GROUP_KEYS` as rows of float32 or words, as `rows` has it;
+    zeros from `stop` on."""
+    depth, block_size = a[HEAD_DIM] // num_in(cache), a[BLOCK_SIZE]
     for i in range(GROUP_KEYS):
-        token, row = first + i, offset(rows, i * _row_values(width))
+        token, row = first + i, offset(rows, i * row_values(depth))
         if token >= stop:
-            for d in range(_row_values(width)):
-                store_value(row, d, np.float32(0.0))
+            zeros = viewed(row, pointer_to(a[SCRATCH], float32))
+            for d in range(row_values(depth)):
+                store_value(zeros, d, np.float32(0.0))
             continue
         slot = table[token // block_size] * block_size + token % block_size
-        source = offset(cache, (slot * a[KV_HEADS] + kv_head) * width)
-        for d in range(0, width, LANES):
+        source = offset(cache, (slot * a[KV_HEADS] + kv_head) * depth)
+        for d in range(0, depth, LANES):
             copy_lanes(offset(source, d), offset(row, d))
 
 
 @njit
 def _arrange_keys(width: int, rows: Any, panels: Any) -> None:
+    depth = width // num_in(rows)
     for panel in range(GROUP_KEYS // BLOCK_ROWS):
-        source = offset(rows, panel * BLOCK_ROWS * _row_values(width))
-        target = offset(panels, panel * _key_panel(width))
-        for k in range(0, width, LANES):
+        source = offset(rows, panel * BLOCK_ROWS * row_values(depth))
+        target = offset(panels, panel * key_panel(depth))
+        for k in range(0, depth, LANES):
             place = offset(target, k * BLOCK_ROWS)
-            transpose(offset(source, k), _row_values(width), BLOCK_ROWS - 1, place, BLOCK_ROWS)
+            transpose(offset(source, k), row_values(depth), BLOCK_ROWS - 1, place, BLOCK_ROWS)
 
 
 @njit
 def _arrange_values(width: int, rows: Any, panels: Any) -> None:
-    for key in range(GROUP_KEYS):
-        for panel in range(_num_value_panels(width)):
-            source = offset(rows, key * _row_values(width) + panel * BLOCK_ROWS)
-            copy_lanes(source, offset(panels, panel * VALUE_PANEL + key * BLOCK_ROWS))
+    """Unlike in a key's, in a value's row neighbours do not meet: two rows' values do."""
+    stride = row_values(width // num_in(rows))
+    for step in range(GROUP_KEYS // num_in(rows)):
+        for panel in range(num_value_panels(width)):
+            source = offset(rows, step * num_in(rows) * stride + panel * BLOCK_ROWS // num_in(rows))
+            lay_beside(source, stride, offset(panels, panel * VALUE_PANEL + step * BLOCK_ROWS))
 
 
 @njit
 def _meet(a: Any, keys: Any, values: Any, scores: Any, first: int, place: Any) -> None:
     """A block of queries with a group of keys."""
-    width = a[HEAD_DIM]
-    block_values = BLOCK_ROWS * BLOCK_COLUMNS
+    width, depth = a[HEAD_DIM], a[HEAD_DIM] // num_in(keys)
+    num_sums = BLOCK_ROWS * BLOCK_COLUMNS
+    queries, weights = viewed(place, keys), viewed(scores, keys)
     for panel in range(GROUP_KEYS // BLOCK_ROWS):
-        row = offset(keys, panel * _key_panel(width))
-        multiply_block(row, place, width, offset(scores, panel * block_values), 0)
+        row = offset(keys, panel * key_panel(depth))
+        multiply_block(row, queries, depth, offset(scores, panel * num_sums), 0)
     sums = offset(place, width * BLOCK_COLUMNS)
-    state = offset(place, _block_values(width) - STATE_VALUES)
+    state = offset(place, block_values(width) - STATE_VALUES)
     scale = np.float32(1.0 / np.sqrt(width))
     for half in range(0, BLOCK_COLUMNS, LANES):
-        soften(offset(scores, half), GROUP_KEYS, first, scale, offset(state, half))
+        at, target = offset(scores, half), offset(weights, half)
+        soften(at, GROUP_KEYS, first, scale, offset(state, half), target)
         for d in range(width):
             at = offset(sums, d * BLOCK_COLUMNS + half)
             multiply_lanes(at, offset(state, FACTOR + half))
-    for panel in range(_num_value_panels(width)):
+    for panel in range(num_value_panels(width)):
         row = offset(values, panel * VALUE_PANEL)
-        multiply_block(row, scores, GROUP_KEYS, offset(sums, panel * block_values), 1)
+        at = offset(sums, panel * num_sums)
+        multiply_block(row, weights, GROUP_KEYS // num_in(keys), at, 1)
 
 
 @njit
@@ -229,7 +205,7 @@ def _finish(
     """A block's sums over their weights into the result; `rows` is free memory."""
     width, group = a[HEAD_DIM], a[HEADS] // a[KV_HEADS]
     sums = offset(place, width * BLOCK_COLUMNS)
-    state = offset(place, _block_values(width) - STATE_VALUES)
+    state = offset(place, block_values(width) - STATE_VALUES)
     for lane in range(BLOCK_COLUMNS):
         share = np.float32(1.0) / load_value(state, TOTAL + lane)
         store_value(state, FACTOR + lane, share)
@@ -250,14 +226,18 @@ def _finish(
 
 
 @njit
-def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> None:
+def _attend(a: Any, counter: Any, q: Any, out: Any, memory: Any) -> None:
+    """`memory` is the scratch memory, typed as what is arranged: float32, or words for pairs."""
     width, group = a[HEAD_DIM], a[HEADS] // a[KV_HEADS]
     member = take_next(offset(counter, MEMBERS))
-    rows = offset(pointer_to(a[SCRATCH], float32), member * a[SCRATCH_STRIDE])
-    scores = offset(rows, GROUP_KEYS * _row_values(width))
-    key_panels = offset(scores, GROUP_KEYS * BLOCK_COLUMNS)
-    value_panels = offset(key_panels, GROUP_KEYS // BLOCK_ROWS * _key_panel(width))
-    blocks, block_values = offset(rows, _shared_values(width)), _block_values(width)
+    rows = offset(memory, member * a[SCRATCH_STRIDE])
+    free = viewed(rows, pointer_to(a[SCRATCH], float32))
+    keys = viewed(pointer_to(a[KEYS], float32), q)
+    values = viewed(pointer_to(a[VALUES], float32), q)
+    scores = offset(free, GROUP_KEYS * row_values(width))
+    key_panels = offset(rows, GROUP_KEYS * (row_values(width) + BLOCK_COLUMNS))
+    value_panels = offset(key_panels, GROUP_KEYS // BLOCK_ROWS * key_panel(width))
+    blocks, room = offset(free, shared_values(width)), block_values(width)
     pieces, tables = pointer_to(a[PIECES], int64), pointer_to(a[TABLES], int64)
     while True:
         item = take_next(counter)
@@ -268,9 +248,9 @@ def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> N
         table = offset(tables, seq * a[TABLE_STRIDE])
         low, stop = int64(1) << 62, int64(0)
         for block in range(num_blocks_of(group, num_rows)):
-            place = offset(blocks, block * block_values)
-            _begin(a, q, first_row, num_rows, kv_head, block, place)
-            first, last = _range(offset(place, block_values - STATE_VALUES))
+            place = offset(blocks, block * room)
+            _begin(a, q, first_row, num_rows, kv_head, block, place, rows)
+            first, last = _range(offset(place, room - STATE_VALUES))
             low, stop = min(low, first), max(stop, last)
         for start in range(low // GROUP_KEYS * GROUP_KEYS, stop, GROUP_KEYS):
             _read(a, keys, table, kv_head, start, stop, rows)
@@ -278,21 +258,29 @@ def _attend(a: Any, counter: Any, q: Any, keys: Any, values: Any, out: Any) -> N
             _read(a, values, table, kv_head, start, stop, rows)
             _arrange_values(width, rows, value_panels)
             for block in range(num_blocks_of(group, num_rows)):
-                place = offset(blocks, block * block_values)
-                first, last = _range(offset(place, block_values - STATE_VALUES))
+                place = offset(blocks, block * room)
+                first, last = _range(offset(place, room - STATE_VALUES))
                 if first < start + GROUP_KEYS and start < last:
                     _meet(a, key_panels, value_panels, scores, start, place)
         for block in range(num_blocks_of(group, num_rows)):
-            place = offset(blocks, block * block_values)
-            _finish(a, first_row, num_rows, kv_head, block, place, rows, out)
+            place = offset(blocks, block * room)
+            _finish(a, first_row, num_rows, kv_head, block, place, free, out)
 
 
 @compiled
 def attend_prompts_bf16(arguments: Any) -> None:
-    """bfloat16 queries, cache and result."""
+    """bfloat16 queries, cache and result; products of float32."""
     a = carray(arguments, NUM_ARGUMENTS)
     q, out = pointer_to(a[Q], uint16), pointer_to(a[OUT], uint16)
-    _attend(a, arguments, q, pointer_to(a[KEYS], uint16), pointer_to(a[VALUES], uint16), out)
+    _attend(a, arguments, q, out, pointer_to(a[SCRATCH], float32))
+
+
+@compiled
+def attend_prompts_pairs(arguments: Any) -> None:
+    """bfloat16 queries, cache and result; products of pairs. Needs a multiple of `PAIRED_WIDTH`."""
+    a = carray(arguments, NUM_ARGUMENTS)
+    q, out = pointer_to(a[Q], uint32), pointer_to(a[OUT], uint16)
+    _attend(a, arguments, q, out, pointer_to(a[SCRATCH], uint32))
 
 
 @compiled
@@ -300,4 +288,4 @@ def attend_prompts_float32(arguments: Any) -> None:
     """float32 queries, cache and result."""
     a = carray(arguments, NUM_ARGUMENTS)
     q, out = pointer_to(a[Q], float32), pointer_to(a[OUT], float32)
-    _attend(a, arguments, q, pointer_to(a[KEYS], float32), pointer_to(a[VALUES], float32), out)
+    _attend(a, arguments, q, out, pointer_to(a[SCRATCH], float32))

@@ -53,6 +53,27 @@ def offset(typing_context: Any, pointer: Any, count: Any) -> Any:
 
 
 @intrinsic
+def viewed(typing_context: Any, pointer: Any, example: Any) -> Any:
+    """The pointer, to values of what `example` points to."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(example))
+
+    return example(pointer, example), generate
+
+
+@intrinsic
+def num_in(typing_context: Any, pointer: Any) -> Any:
+    """Values in what the pointer counts by: two bfloat16 in a word, else one."""
+    count = 2 if pointer.dtype == types.uint32 else 1
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.int64(pointer), generate
+
+
+@intrinsic
 def take_next(typing_context: Any, counter: Any) -> Any:
     """Take the next number from a counter that several threads share."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,8 +13,13 @@ from shared.cache.kv_cache import KvCache
 from shared.model.attention import SdpaAttention
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.cpu_attention import CpuAttention
-from shared.model.kernels.choice import has_compiled_kernels
-from shared.model.prompt_attention import PromptPlan
+from shared.model.kernels.choice import has_compiled_kernels, has_paired_kernels
+from shared.model.prompt_attention import PromptPlan, prompt_kernel
+
+if TYPE_CHECKING:
+    from shared.model.kernels.machine_code import Kernel
+
+prompts = pytest.importorskip("shared.model.kernels.prompts")
 
 pytestmark = pytest.mark.skipif(
     not has_compiled_kernels(), reason="needs numba and a CPU with fused multiply-add"
@@ -50,10 +56,16 @@ def queries(kv: KvCache, num_tokens: int, num_heads: int) -> torch.Tensor:
 
 
 def attend(
-    kv: KvCache, batch: ForwardBatch, q: torch.Tensor, window: int | None = None
+    kv: KvCache,
+    batch: ForwardBatch,
+    q: torch.Tensor,
+    window: int | None = None,
+    kernel: Kernel | None = None,
 ) -> torch.Tensor:
     plan = CpuAttention().plan(batch, kv, (None, window))
     assert isinstance(plan, PromptPlan)
+    if kernel is not None:
+        plan = PromptPlan(batch, kv, (None, window), kernel)
     keys, values = kv.layer_slots(1)
     slots = batch.slot_mapping
     return plan.attend(1, q, keys[slots], values[slots], kv)
@@ -112,9 +124,33 @@ def test_bfloat16_is_right_to_one_rounding() -> None:
     kv = cache("bfloat16", head_dim=64)
     batch = ForwardBatch.pack(sequences(kv, SEQUENCES), kv.block_size)
     q = queries(kv, batch.num_tokens, 14)
-    got, expected = attend(kv, batch, q), exact(kv, batch, q)
+    got = attend(kv, batch, q, kernel=prompts.attend_prompts_bf16)
+    expected = exact(kv, batch, q)
     assert got.dtype == torch.bfloat16
     assert bool(((got - expected).abs() <= expected.abs() * 2.0**-8 + 1e-5).all())
+
+
+@pytest.mark.skipif(not has_paired_kernels(), reason="needs AVX-512 bfloat16 instructions")
+@pytest.mark.parametrize("window", [None, 1, 20, 150])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 16), (2, 64), (7, 80), (20, 128)])
+def test_pairs_are_right_to_a_rounding_of_each_weight(
+    group: int, head_dim: int, window: int | None
+) -> None:
+    kv = cache("bfloat16", head_dim=head_dim)
+    assert prompt_kernel(kv.geometry) is prompts.attend_prompts_pairs
+    batch = ForwardBatch.pack(sequences(kv, SEQUENCES), kv.block_size)
+    q = queries(kv, batch.num_tokens, 2 * group)
+    got, expected = attend(kv, batch, q, window), exact(kv, batch, q, window)
+    # A weight and their sum are each off by 2 ** -9 at most, the result by as much once more.
+    kv.layer_slots(1)[1].abs_()
+    bound = 2.0**-8 * exact(kv, batch, q, window) + 2.0**-8 * expected.abs() + 1e-5
+    assert bool(((got - expected).abs() <= bound).all())
+
+
+@pytest.mark.skipif(not has_paired_kernels(), reason="needs AVX-512 bfloat16 instructions")
+def test_heads_whose_pairs_fill_no_vectors_are_computed_otherwise() -> None:
+    geometry = cache("bfloat16", head_dim=72).geometry
+    assert prompt_kernel(geometry) is prompts.attend_prompts_bf16
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
