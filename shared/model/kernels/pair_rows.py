@@ -22,6 +22,7 @@ from shared.model.kernels.machine_code import compiled
 from shared.model.kernels.narrow import PAIRED_LANES
 from shared.model.kernels.rows import (
     COLUMNS,
+    FAR,
     NUM_ARGUMENTS,
     OUT,
     ROWS,
@@ -153,7 +154,9 @@ def _four_columns(a: Any, x: Any, w: Any, out: Any, sums: Any, column: int, apar
     weights = offset(w, column * width)
     row = 0
     while row + 4 <= rows:
-        pair_tile(offset(x, row * stride), stride, 4, weights, w_stride, 4, width, AHEAD, sums)
+        # Later rows find these weights in the cache; meanwhile the memory fetches the next ones.
+        ahead = width if row and width < FAR else AHEAD
+        pair_tile(offset(x, row * stride), stride, 4, weights, w_stride, 4, width, ahead, sums)
         finish(a, out, sums, 4, 4, row, column, apart)
         row += 4
     while row + 2 <= rows:

@@ -35,7 +35,7 @@ AHEAD = 512
 """How many values ahead of their use weights are fetched."""
 
 FAR = 2048
-"""Rows of weights at least so long are streams by themselves."""
+"""Rows of weights at least so long are streams by themselves, and too long to fetch whole."""
 
 
 @njit
