@@ -1,6 +1,6 @@
 """The server as the ask command sees it: models, one streamed chat, the spans of a trace.
 
-In: a base URL. Out: values of this package; every failure of HTTP is an `AskError`.
+In: where it is. Out: values of this package; every failure of HTTP is an `AskError`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import httpx
 from services.ask.errors import ServerNotReachable, ServerRefused
 from services.ask.span import ROOT_NAME, Span
 from services.ask.sse import Piece, error_message, pieces
+from shared.runtime.access import Server
 
 CONNECT_TIMEOUT_S = 5.0
 SPANS_WAIT_S = 2.0
@@ -24,14 +25,18 @@ _SPANS_POLL_S = 0.1
 class Client:
     """Open it with `async with`; one question at a time."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, server: Server, transport: httpx.AsyncBaseTransport | None = None) -> None:
         # OpenAI clients want the URL with /v1; here both are understood.
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = server.url.rstrip("/").removesuffix("/v1")
         self.trace_id = ""
         # A long prompt may take minutes to its first token: only connecting has a limit.
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=timeout, trust_env=False, transport=transport
+            base_url=self.url,
+            headers=server.headers,
+            timeout=timeout,
+            trust_env=False,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 import unicodedata
@@ -18,11 +17,11 @@ from services.ask.client import Client, chat_body
 from services.ask.medium import is_file_name, part
 from services.ask.waterfall import print_waterfall
 from shared.errors import SettingsError
+from shared.runtime.access import LOCAL, Server, add_server_flags, server_of
 from shared.runtime.flags import Parser
 from shared.runtime.lifecycle import Stop, run_service
 from shared.runtime.settings import exit_with
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 PROG = "triptych ask"
 EXIT_INTERRUPTED = 130
 EXAMPLES = """\
@@ -39,7 +38,7 @@ class Question:
 
     files: tuple[Path, ...]
     text: str
-    url: str = DEFAULT_URL
+    server: Server = LOCAL
     model: str = ""
     max_tokens: int | None = None
     shows_trace: bool = True
@@ -69,8 +68,7 @@ def parse(argv: Sequence[str]) -> Question:
         metavar="FILE ... QUESTION",
         help="files of what the model is to see or hear, then the question in quotes",
     )
-    url = os.environ.get("TRIPTYCH_URL", DEFAULT_URL)
-    parser.add_argument("--url", default=url, help=f"server [default {url}; TRIPTYCH_URL]")
+    add_server_flags(parser)
     parser.add_argument("--model", default="", help="model name [default: the one it serves]")
     parser.add_argument(
         "--max-tokens", type=int, metavar="TOKENS", help="longest answer [default: the server's]"
@@ -90,14 +88,12 @@ def question_from(arguments: argparse.Namespace) -> Question:
         raise SettingsError("the question is empty")
     if Path(text).is_file() or is_file_name(text):
         raise SettingsError(f"the question is missing: it goes last, where {text!r} is")
-    if not arguments.url.startswith(("http://", "https://")):
-        raise SettingsError(f"--url = {arguments.url!r}: should begin with http:// or https://")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise SettingsError(f"--max-tokens = {arguments.max_tokens}: should be at least 1")
     return Question(
         files=tuple(map(Path, files)),
         text=text,
-        url=arguments.url,
+        server=server_of(arguments),
         model=arguments.model,
         max_tokens=arguments.max_tokens,
         shows_trace=arguments.trace,
@@ -122,7 +118,7 @@ async def ask_until(stop: Stop, question: Question) -> None:
 async def ask(question: Question, console: Console, client: Client | None = None) -> None:
     """Stream the answer to the console, then draw its trace. Raises `AskError`."""
     parts = [part(path) for path in question.files]
-    async with client or Client(question.url) as server:
+    async with client or Client(question.server) as server:
         model = question.model or await server.first_model()
         await stream_answer(
             server, chat_body(model, parts, question.text, question.max_tokens), console

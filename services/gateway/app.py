@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.problems import Problem, problem_of
+from services.gateway.problems import Problem, Refused, problem_of
 from services.gateway.roles import role_routes
 from services.gateway.routes import Parts, client_routes, operator_routes
 
@@ -18,9 +18,10 @@ def make_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="Triptych", docs_url="/docs", redoc_url=None)
     app.include_router(client_routes(parts))
     app.include_router(operator_routes(parts))
-    app.include_router(role_routes(parts.roles))
+    app.include_router(role_routes(parts.roles, parts.access))
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_defect)
+    app.add_exception_handler(Refused, _on_problem)
+    app.add_exception_handler(Exception, _on_problem)
     return app
 
 
@@ -33,7 +34,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(Problem(status, message, code=code).body, status, headers=headers)
 
 
-async def _on_defect(request: Request, error: Exception) -> Response:
-    """A defect outside of a chat request. The server logs it; the client learns no details."""
+async def _on_problem(request: Request, error: Exception) -> Response:
+    """A refusal or a defect outside of a chat request. A defect is logged, and not told."""
     problem = problem_of(error)
     return JSONResponse(problem.body, problem.status, headers=problem.headers)

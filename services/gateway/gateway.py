@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.gateway.access import OPEN, Access
 from services.gateway.admission import Admission
 from services.gateway.chat import Chat
 from services.gateway.dispatch import Dispatcher, open_queues
@@ -54,6 +55,7 @@ async def open_gateway(
     workers: Workers,
     me: WorkerRef,
     *,
+    access: Access = OPEN,
     fetcher: MediaFetcher | None = None,
 ) -> AsyncIterator[Parts]:
     """All parts of one gateway; its subscriptions, threads and heartbeats end with the block."""
@@ -86,7 +88,8 @@ async def open_gateway(
         )
         _watch(metrics, admission, streams)
         await scope.enter_async_context(_listening(bus, me, model.name, streams, traces))
-        yield Parts(chat, health, metrics, traces, Roles(bus, workers), int(time.time()))
+        roles = Roles(bus, workers)
+        yield Parts(chat, health, metrics, traces, roles, access, int(time.time()))
 
 
 @asynccontextmanager

@@ -40,6 +40,8 @@ class Problem:
 
     @property
     def headers(self) -> dict[str, str]:
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 import uvicorn
 from fastapi import FastAPI
 
+from services.gateway.access import Access
 from services.gateway.app import make_app
 from services.gateway.gateway import open_gateway
 from services.gateway.model import ServedModel
@@ -39,6 +40,7 @@ async def serve_gateway(settings: GatewaySettings, stop: Stop) -> None:
     telemetry = settings.telemetry
     logs.setup_logging(telemetry.log_level.upper(), telemetry.log_format, me.name)
     model_dir = await asyncio.to_thread(find_model_dir, settings.model.path, SMALL_FILES)
+    access = await asyncio.to_thread(Access.load, settings.access)
     model = await asyncio.to_thread(ServedModel.load, settings.model.name, model_dir)
     async with AsyncExitStack() as scope:
         # Bound first: a taken port is the commonest mistake and should cost no waiting.
@@ -52,7 +54,9 @@ async def serve_gateway(settings: GatewaySettings, stop: Stop) -> None:
         workers = await scope.enter_async_context(
             WorkerDirectory(bus, ttl_s=settings.registration_ttl_s, model=model.name)
         )
-        parts = await scope.enter_async_context(open_gateway(settings, model, bus, workers, me))
+        parts = await scope.enter_async_context(
+            open_gateway(settings, model, bus, workers, me, access=access)
+        )
         await _serve_http(make_app(parts), listening, settings, stop)
 
 

@@ -1,4 +1,4 @@
-"""Who hosts which stages, and the change of it. For operators: keep these routes from clients.
+"""Who hosts which stages, and the change of it, for operators.
 
 In: a worker's name and a role. Out: JSON that says what the switch took, or why there was none.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
 
+from services.gateway.access import Access
 from services.gateway.admission import read_bounded
 from services.gateway.openai_schema import parse_body
 from services.gateway.problems import BAD_REQUEST, SERVER_ERROR, Problem, Refused, problem_of
@@ -62,9 +63,9 @@ class Roles:
         return await request_switch(self.bus, self.workers, worker, stages, force=change.force)
 
 
-def role_routes(roles: Roles) -> APIRouter:
+def role_routes(roles: Roles, access: Access) -> APIRouter:
     """`GET /v1/roles` and `POST /v1/roles/WORKER`."""
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(access.operator)])
 
     @router.get("/v1/roles")
     async def listed() -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from services.gateway.access import Access
 from services.gateway.chat import Chat
 from services.gateway.health import Health
 from services.gateway.metrics import CONTENT_TYPE, GatewayMetrics
@@ -34,12 +35,13 @@ class Parts:
     metrics: GatewayMetrics
     traces: TraceStore
     roles: Roles
+    access: Access
     started_unix_s: int
 
 
 def client_routes(parts: Parts) -> APIRouter:
-    """The OpenAI API."""
-    router = APIRouter()
+    """The OpenAI API, and the traces of what was asked."""
+    router = APIRouter(dependencies=[Depends(parts.access.client)])
 
     @router.post("/v1/chat/completions", openapi_extra=_CHAT_BODY)
     async def chat_completions(request: Request) -> Response:
@@ -61,13 +63,6 @@ def client_routes(parts: Parts) -> APIRouter:
         listed = model_list(served.name, parts.started_unix_s, served.max_context_tokens)
         return JSONResponse(listed["data"][0])
 
-    return router
-
-
-def operator_routes(parts: Parts) -> APIRouter:
-    """Health, metrics and traces."""
-    router = APIRouter()
-
     @router.get("/v1/traces/{trace_id}")
     async def trace(trace_id: str) -> Response:
         """The spans of one request, in order of their start."""
@@ -75,6 +70,13 @@ def operator_routes(parts: Parts) -> APIRouter:
         if spans is None:
             return _not_found(f"trace {trace_id!r} is not known", "trace_not_found")
         return JSONResponse([span.model_dump() for span in spans])
+
+    return router
+
+
+def operator_routes(parts: Parts) -> APIRouter:
+    """Health and metrics, for probes inside the cluster: they need no key."""
+    router = APIRouter()
 
     @router.get("/health")
     async def health() -> Response:

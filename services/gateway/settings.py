@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from shared.runtime.access import AccessSettings
 from shared.runtime.flags import flag
 from shared.runtime.settings import Group, ModelSettings, ServiceSettings
 
@@ -127,6 +128,7 @@ examples:
         json_schema_extra=flag("registration-ttl-s", "SECONDS"),
     )
     model: ModelSettings = ModelSettings()
+    access: AccessSettings = AccessSettings()
     admission: AdmissionSettings = AdmissionSettings()
     media: MediaSettings = MediaSettings()
     recovery: RecoverySettings = RecoverySettings()

@@ -102,6 +102,8 @@ def service_specs(
         (
             *_command("gateway", "gateway-0", nats_url, settings),
             *("--host", settings.host, "--port", str(port)),
+            *_given("--api-key-file", settings.access.api_key_file),
+            *_given("--operator-key-file", settings.access.operator_key_file),
         ),
         StopRank.GATEWAY,
     )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shared.errors import SettingsError
 from shared.messages.control import Role
+from shared.runtime.access import AccessSettings
 from shared.runtime.flags import flag
 from shared.runtime.settings import ModelSettings, ServiceSettings, TelemetrySettings
 from shared.runtime.topology import Stages, parse_topology
@@ -35,6 +36,7 @@ examples:
     model: ModelSettings = ModelSettings()
     # What the children say at info level is for their log; the terminal shows what needs a reader.
     telemetry: TelemetrySettings = TelemetrySettings(log_level="warning")
+    access: AccessSettings = AccessSettings()
     host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on")
     port: int = Field(
         8000, ge=0, le=65535, description="Port that the gateway listens on; 0: any free one"

@@ -6,7 +6,6 @@ Talks to a gateway over HTTP and knows nothing of the bus.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.errors import SettingsError, TriptychError
+from shared.runtime.access import Server, add_server_flags, server_of
 from shared.runtime.flags import Parser
 from shared.runtime.lifecycle import report
 from shared.runtime.settings import exit_with
 
 PROG = "triptych role"
-DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 660.0
 EPILOG = """\
 A role is one or more stages: encode, prefill, decode, or their letters, such as PD. The worker
@@ -43,7 +42,7 @@ class RoleError(TriptychError):
 class Wish:
     """What to do, and where. Without a worker: list them."""
 
-    url: str
+    server: Server
     worker: str = ""
     role: str = ""
     force: bool = False
@@ -55,10 +54,16 @@ def main(argv: Sequence[str]) -> None:
     except SettingsError as error:
         exit_with(PROG, error)
     try:
-        with httpx.Client(base_url=wish.url, timeout=TIMEOUT_S, trust_env=False) as client:
+        with http_client(wish.server) as client:
             carry_out(wish, client, Console())
     except TriptychError as error:
         raise SystemExit(report(error)) from None
+
+
+def http_client(server: Server) -> httpx.Client:
+    return httpx.Client(
+        base_url=server.url, headers=server.headers, timeout=TIMEOUT_S, trust_env=False
+    )
 
 
 def parse(argv: Sequence[str]) -> Wish:
@@ -72,29 +77,26 @@ def parse(argv: Sequence[str]) -> Wish:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="WORKER ROLE", help="who, and the new role")
-    url = os.environ.get("TRIPTYCH_URL", DEFAULT_URL)
-    parser.add_argument("--url", default=url, help=f"gateway [default {url}; TRIPTYCH_URL]")
+    add_server_flags(parser)
     parser.add_argument(
         "--force", action="store_true", help="even if a stage is left without any worker"
     )
     given = parser.parse_all(argv)
     if len(given.words) not in (0, 2):
         raise SettingsError(f"{len(given.words)} names are given: should be WORKER ROLE, or none")
-    if not given.url.startswith(("http://", "https://")):
-        raise SettingsError(f"--url = {given.url!r}: should begin with http:// or https://")
     worker, role = given.words or ("", "")
-    return Wish(given.url, worker, role, given.force)
+    return Wish(server_of(given), worker, role, given.force)
 
 
 def carry_out(wish: Wish, client: httpx.Client, console: Console) -> None:
     """Raises `RoleError`."""
     if not wish.worker:
-        console.print(table(ask(client, wish.url, "GET", "/v1/roles")["workers"]))
+        console.print(table(ask(client, wish.server.url, "GET", "/v1/roles")["workers"]))
         return
     with console.status(f"{wish.worker}: becoming {wish.role}"):
         done = ask(
             client,
-            wish.url,
+            wish.server.url,
             "POST",
             f"/v1/roles/{wish.worker}",
             json={"role": wish.role, "force": wish.force},

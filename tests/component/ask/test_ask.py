@@ -15,6 +15,7 @@ from rich.console import Console
 from services.ask.client import Client
 from services.ask.command import Question, ask
 from services.ask.errors import AnswerCut, ServerNotReachable, ServerRefused
+from shared.runtime.access import Server
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
 ANSWER = """\
@@ -45,8 +46,10 @@ class Gateway:
         self.status = status
         self.late = late
         self.body: dict[str, object] = {}
+        self.keys: set[str | None] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.keys.add(request.headers.get("authorization"))
         if request.url.path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "m"}]})
         if request.url.path == "/v1/traces/abc":
@@ -58,9 +61,18 @@ class Gateway:
 
 async def run(gateway: Gateway, question: Question) -> str:
     out = io.StringIO()
-    client = Client("http://g", httpx.MockTransport(gateway))
+    client = Client(question.server, httpx.MockTransport(gateway))
     await ask(question, Console(file=out, width=80), client)
     return out.getvalue()
+
+
+async def test_every_request_carries_the_key() -> None:
+    gateway = Gateway()
+    await run(gateway, Question((), "Hello", Server("http://g", "secret")))
+    assert gateway.keys == {"Bearer secret"}
+    gateway = Gateway()
+    await run(gateway, Question((), "Hello"))
+    assert gateway.keys == {None}
 
 
 async def test_answer_summary_and_waterfall(tmp_path: Path) -> None:
@@ -99,7 +111,9 @@ async def test_a_cut_answer_is_an_error() -> None:
 
 async def test_nobody_listens() -> None:
     with pytest.raises(ServerNotReachable, match="start one with `triptych up`"):
-        await ask(Question((), "Hello", url="http://127.0.0.1:9"), Console(file=io.StringIO()))
+        await ask(
+            Question((), "Hello", server=Server("http://127.0.0.1:9")), Console(file=io.StringIO())
+        )
 
 
 def test_as_a_command_it_fails_in_one_line() -> None:

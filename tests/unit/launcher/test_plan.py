@@ -85,6 +85,15 @@ def test_what_concerns_every_process_is_handed_on() -> None:
         assert given["--log-level"] == "debug"
 
 
+def test_key_files_are_for_the_gateway_alone() -> None:
+    argv = ["--api-key-file", "/a", "--operator-key-file", "/o"]
+    settings = load_settings(LauncherSettings, argv, "up")
+    *workers, gateway = service_specs(settings, "nats://h:1", port=9, cores=range(1))
+    given = dict(pairwise(gateway.command))
+    assert (given["--api-key-file"], given["--operator-key-file"]) == ("/a", "/o")
+    assert not any("/a" in worker.command for worker in workers)
+
+
 def test_each_worker_has_a_metrics_port_of_its_own() -> None:
     settings = LauncherSettings(metrics_port=9100, decodes=2)
     commands = [s.command for s in service_specs(settings, "nats://h:1", port=9, cores=range(1))]

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from services.role.command import RoleError, Wish, carry_out, parse
 from shared.errors import SettingsError
+from shared.runtime.access import Server
 
 URL = "http://gateway"
 
@@ -36,7 +37,7 @@ def test_a_switch_says_what_it_took() -> None:
         "build_s": 0.1,
         "total_s": 0.42,
     }
-    out, (request,) = run(Wish(URL, "decode-1", "prefill", force=True), 200, body)
+    out, (request,) = run(Wish(Server(URL), "decode-1", "prefill", force=True), 200, body)
     assert "decode-1: decode -> prefill in 0.42 s" in out
     assert request.url.path == "/v1/roles/decode-1"
     assert request.read() == b'{"role":"prefill","force":true}'
@@ -47,7 +48,7 @@ def test_alone_it_lists_the_workers() -> None:
         "worker": "w-0", "stages": ["prefill", "decode"], "ready": False, "model": "m",
         "host": "h", "pid": 12,
     }  # fmt: skip
-    out, _ = run(Wish(URL), 200, {"workers": [worker]})
+    out, _ = run(Wish(Server(URL)), 200, {"workers": [worker]})
     assert "w-0" in out
     assert "prefill decode" in out
     assert "busy" in out
@@ -59,7 +60,7 @@ def test_alone_it_lists_the_workers() -> None:
 )
 def test_a_refusal_is_told_in_the_gateways_words(body: object, message: str) -> None:
     with pytest.raises(RoleError, match=message):
-        run(Wish(URL, "x", "decode"), 409, body)
+        run(Wish(Server(URL), "x", "decode"), 409, body)
 
 
 @pytest.mark.parametrize("argv", [["one"], ["a", "b", "c"], ["--url", "gateway"]])
