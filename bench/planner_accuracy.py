@@ -10,7 +10,8 @@ A machine's speed drifts, so trials are made before and after each rate, and a r
 with what those two say; no request of a comparison is part of any trial. Other load falsifies
 results: each part waits for a quiet machine, and the share that others took meanwhile is printed.
 For each rate a table tells where the time went, measured and simulated. Prints the largest
-difference in points last.
+difference in points last. `--keep FILE` writes what was measured, `--replay FILE` judges it again
+with the simulator as it is now, and serves nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,8 @@ from bench.planner_calibration import (
 )
 from bench.planner_cores import measure_full_speed
 from bench.planner_load import SPANS_WAIT_S, OwnCpu, Served, send, with_spans
-from bench.planner_requests import KINDS, MODEL, RequestMaker
+from bench.planner_recording import Rate, Recording
+from bench.planner_requests import MODEL, RequestMaker
 from bench.planner_stages import stage_table
 from bench.processes import ForeignLoad
 from bench.server import running_server
@@ -52,6 +54,7 @@ from services.planner.simulator import simulate
 from services.planner.slo import Slo
 from services.planner.workload import Arrival
 from shared.demo import model_dir
+from shared.errors import SettingsError
 from shared.runtime.settings import ComputeSettings
 
 TARGETS = (0.97, 0.85, 0.5)
@@ -64,25 +67,30 @@ IDLE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The running system, and what is known of it."""
+class System:
+    """What runs, and the trials that it is asked for."""
 
     url: str
     maker: RequestMaker
-    cluster: Cluster
-    model: PerformanceModel
-    num_requests: int
     num_singles: int
+    num_bursts: int
     idle_share: float
 
     def trials(self) -> list[Trial]:
         """Of the system now."""
-        return list(measure_trials(self.url, self.maker, self.num_singles, self.idle_share))
+        return list(
+            measure_trials(self.url, self.maker, self.num_singles, self.num_bursts, self.idle_share)
+        )
 
-    def fitted(self, trials: Sequence[Trial]) -> Bench:
-        """As the trials say."""
-        cluster, model = calibrated(self.cluster, self.model, trials)
-        return replace(self, cluster=cluster, model=model)
+    def served(self, num_requests: int, rate_per_s: float) -> Rate:
+        """Requests at this rate, and trials after them."""
+        load = self.maker.load(num_requests, rate_per_s)
+        foreign = ForeignLoad()
+        served = send(self.url, load)
+        share = foreign.share()
+        time.sleep(SPANS_WAIT_S)
+        served = with_spans(self.url, served)
+        return Rate(rate_per_s, [each.arrival for each in load], served, share, self.trials())
 
 
 def main() -> None:
@@ -92,10 +100,27 @@ def main() -> None:
     parser.add_argument("--topology", default="1E 1P 1D", help="workers (1E 1P 1D)")
     parser.add_argument("--requests", type=int, default=200, help="at each rate (200)")
     parser.add_argument("--singles", type=int, default=10, help="of each kind, in a trial (10)")
+    parser.add_argument("--bursts", type=int, default=3, help="of each kind, in a trial (3)")
     parser.add_argument("--seed", type=int, default=0, help="of the requests (0)")
     parser.add_argument("--max-foreign", type=float, default=0.1, help="others' CPU share (0.1)")
     parser.add_argument("--quiet-wait-s", type=float, default=30.0, help="patience for quiet (30)")
+    parser.add_argument("--keep", type=Path, help="write what was measured to this file")
+    parser.add_argument("--replay", type=Path, help="judge what such a file holds, serve nothing")
     options = parser.parse_args()
+    if options.replay is None:
+        recording = measure(options)
+    else:
+        try:
+            recording = Recording.read(options.replay)
+        except SettingsError as error:
+            parser.error(str(error))
+    if options.keep is not None:
+        recording.write(options.keep)
+    judge(recording)
+
+
+def measure(options: argparse.Namespace) -> Recording:
+    """Trials, a rate, trials, a rate, trials, a rate, trials."""
     quiet = partial(ForeignLoad().wait_until_quiet, options.max_foreign, options.quiet_wait_s)
     quiet()
     model = read_profile(options.profile)
@@ -107,26 +132,32 @@ def main() -> None:
     arguments = ["--model", str(model_dir()), "--served-name", MODEL, "--threads", "1"]
     with running_server([*arguments, "--topology", options.topology]) as url:
         maker = RequestMaker(options.seed)
-        list(measure_trials(url, maker, 3, 0.0))  # warms up
+        list(measure_trials(url, maker, 3, 1, 0.0))  # warms up
         quiet()
-        bench = Bench(url, maker, cluster, model, options.requests, options.singles, measure_idle())
-        run(bench, quiet)
+        system = System(url, maker, options.singles, options.bursts, measure_idle())
+        before = system.trials()
+        slo = limits_of(before)
+        fitted = calibrated(cluster, model, before)
+        arrivals = [each.arrival for each in maker.load(options.requests, 1.0)]
+        rates = []
+        for target in TARGETS:
+            rate_per_s = rate_for(*fitted, arrivals, slo, target)
+            quiet()
+            rates.append(system.served(options.requests, rate_per_s))
+            print(f"{rate_per_s:.2f} requests per second are served", flush=True)
+    return Recording(cluster, model, slo, before, rates)
 
 
-def run(bench: Bench, quiet: partial[bool]) -> None:
-    """Trials, a rate, trials, a rate, trials, a rate, trials."""
-    before = bench.trials()
-    known = bench.fitted(before)
-    print_fit(known, before)
-    slo = limits_of(before)
+def judge(recording: Recording) -> None:
+    """Simulate each rate with what the trials around it say, and print the differences."""
+    cluster, model, slo = recording.cluster, recording.model, recording.slo
+    print_fit(*calibrated(cluster, model, recording.before), recording.before)
     print(f"limits: TTFT {slo.ttft_s * 1e3:.0f} ms, TPOT {slo.tpot_s * 1e3:.1f} ms")
-    arrivals = [each.arrival for each in bench.maker.load(bench.num_requests, 1.0)]
-    differences = []
-    for target in TARGETS:
-        rate = rate_for(known, arrivals, slo, target)
-        quiet()
-        difference, before = compare(bench, rate, slo, before)
-        differences.append(difference)
+    differences, before = [], recording.before
+    for rate in recording.rates:
+        fitted = calibrated(cluster, model, [*before, *rate.after])
+        differences.append(compare(*fitted, rate, slo))
+        before = rate.after
     print(f"largest difference of attainment: {max(differences):.1f} points")
 
 
@@ -155,13 +186,19 @@ def limits_of(trials: Sequence[Trial]) -> Slo:
     return Slo(TTFT_FACTOR * ttft_s, TPOT_FACTOR * tpot_s)
 
 
-def rate_for(bench: Bench, arrivals: Sequence[Arrival], slo: Slo, target: float) -> float:
+def rate_for(
+    cluster: Cluster,
+    model: PerformanceModel,
+    arrivals: Sequence[Arrival],
+    slo: Slo,
+    target: float,
+) -> float:
     """The rate at which the simulator expects this share of good requests."""
     low, high = 0.1, 1000.0
     for _ in range(NUM_HALVINGS):
         middle = (low * high) ** 0.5
         loaded = at_rate(arrivals, middle / rate_of(arrivals))
-        done = simulate(bench.cluster, bench.model, loaded).requests
+        done = simulate(cluster, model, loaded).requests
         is_above = share_of([served_of(each) for each in done], slo) >= target
         low, high = (middle, high) if is_above else (low, middle)
     return low
@@ -172,43 +209,36 @@ def share_of(served: Sequence[Served], slo: Slo) -> float:
     return statistics.mean(each.is_good(slo) for each in served)
 
 
-def compare(bench: Bench, rate: float, slo: Slo, before: list[Trial]) -> tuple[float, list[Trial]]:
-    """Serve and simulate the same load; the difference in points, and the trials after it."""
-    load = bench.maker.load(bench.num_requests, rate)
-    kinds = [each.arrival.kind for each in load]
-    foreign = ForeignLoad()
-    served = send(bench.url, load)
-    share = foreign.share()
-    time.sleep(SPANS_WAIT_S)
-    served = with_spans(bench.url, served)
-    after = bench.trials()
-    fitted = bench.fitted([*before, *after])
-    done = simulate(fitted.cluster, fitted.model, [each.arrival for each in load]).requests
-    told = [served_of(each) for each in done]
-    attained = [100 * share_of(side, slo) for side in (served, told)]
+def compare(cluster: Cluster, model: PerformanceModel, rate: Rate, slo: Slo) -> float:
+    """Served beside simulated; the difference in points."""
+    kinds = [each.kind for each in rate.arrivals]
+    done = simulate(cluster, model, rate.arrivals).requests
+    sides = (rate.served, [served_of(each) for each in done])
+    attained = [100 * share_of(side, slo) for side in sides]
     by_kind = [
         f"{kind} {100 * share_of(one, slo):.1f} / {100 * share_of(other, slo):.1f}"
-        for kind in (each.kind for each in KINDS)
-        for one, other in [[_of_kind(kind, kinds, side) for side in (served, told)]]
+        for kind in sorted(set(kinds))
+        for one, other in [[_of_kind(kind, kinds, side) for side in sides]]
     ]
     print(
-        f"{rate:6.2f}/s  attained: served {attained[0]:5.1f} %  simulated {attained[1]:5.1f} %  "
-        f"({', '.join(by_kind)})  failed {sum(not each.trace_id for each in served)}  "
-        f"others' CPU {share:.2f}\n{stage_table(kinds, served, told)}",
+        f"{rate.rate_per_s:6.2f}/s  attained: served {attained[0]:5.1f} %  "
+        f"simulated {attained[1]:5.1f} %  ({', '.join(by_kind)})  "
+        f"failed {sum(not each.trace_id for each in rate.served)}  "
+        f"others' CPU {rate.foreign_share:.2f}\n{stage_table(kinds, *sides)}",
         flush=True,
     )
-    return abs(attained[0] - attained[1]), after
+    return abs(attained[0] - attained[1])
 
 
 def _of_kind(kind: str, kinds: Sequence[str], side: Sequence[Served]) -> list[Served]:
     return [each for each, name in zip(side, kinds, strict=True) if name == kind]
 
 
-def print_fit(bench: Bench, trials: Sequence[Trial]) -> None:
+def print_fit(cluster: Cluster, model: PerformanceModel, trials: Sequence[Trial]) -> None:
     """The fitted times, and how well they describe the trials."""
-    links = ", ".join(f"{name} {value:.3g}" for name, value in vars_of(bench.cluster.links))
-    print(f"links: {links}; full_speed {bench.cluster.full_speed:.2f}")
-    for trial, done in zip(trials, simulated(bench.cluster, bench.model, trials), strict=True):
+    links = ", ".join(f"{name} {value:.3g}" for name, value in vars_of(cluster.links))
+    print(f"links: {links}; full_speed {cluster.full_speed:.2f}")
+    for trial, done in zip(trials, simulated(cluster, model, trials), strict=True):
         told = simulated_values(trial, done)
         pairs = (
             f"{name} {1e3 * value:.1f} / {1e3 * told[name]:.1f}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from services.planner.cluster import Cluster
 from services.planner.perf_model import PerformanceModel
 from services.planner.request import SimRequest
 from services.planner.simulator import Simulated, simulate
+from services.planner.workload import Arrival
 from shared.telemetry import names
 
 APART_S = 10.0
@@ -45,27 +47,28 @@ class Trial:
     """Requests of one kind, served one after the other or all at once, and what that took."""
 
     name: str
-    requests: Sequence[Request]
+    arrivals: Sequence[Arrival]
     served: Sequence[Served]
     cpu_s: float
 
     @property
     def is_burst(self) -> bool:
         """Whether all came at once."""
-        return self.requests[-1].arrival.arrival_s == self.requests[0].arrival.arrival_s
+        return self.arrivals[-1].arrival_s == self.arrivals[0].arrival_s
 
 
 def measure_trials(
-    url: str, maker: RequestMaker, num_singles: int, idle_share: float
+    url: str, maker: RequestMaker, num_singles: int, num_bursts: int, idle_share: float
 ) -> Iterator[Trial]:
-    """Singles and a burst of each kind, and a burst of both.
+    """Singles and bursts of each kind, and bursts of both.
 
     `idle_share` is the CPU seconds that the system takes in each second without requests.
     """
     for kind in KINDS:
         requests = [maker.make(kind, n * APART_S) for n in range(num_singles)]
         yield _trial(url, f"single {kind.kind}", requests, idle_share)
-    for name, kinds in (*((kind.kind, (kind,)) for kind in KINDS), ("mixed", KINDS)):
+    bursts = (*((kind.kind, (kind,)) for kind in KINDS), ("mixed", KINDS))
+    for name, kinds in bursts * num_bursts:
         requests = [maker.make(kinds[n % len(kinds)], 0.0) for n in range(BURST)]
         yield _trial(url, f"burst {name}", requests, idle_share)
 
@@ -78,7 +81,7 @@ def _trial(url: str, name: str, requests: Sequence[Request], idle_share: float) 
         served = send(url, requests)
     time.sleep(SPANS_WAIT_S)
     cpu_s = cpu.seconds() - idle_share * (time.perf_counter() - started_s)
-    return Trial(name, requests, with_spans(url, served), cpu_s)
+    return Trial(name, [each.arrival for each in requests], with_spans(url, served), cpu_s)
 
 
 def calibrated(
@@ -111,6 +114,7 @@ class _Fitting:
 
     def __init__(self, cluster: Cluster, model: PerformanceModel, trials: Sequence[Trial]) -> None:
         self._cluster, self._model, self._trials = cluster, model, trials
+        self._counts = Counter(trial.name for trial in trials)
         self._measured = [measured_values(trial) for trial in trials]
         self._steps = [name for name in STEPS if any(getattr(model, name).coefficients)]
 
@@ -130,14 +134,16 @@ class _Fitting:
         return replace(self._cluster, links=links), self._model.model_copy(update=changes)
 
     def residuals(self, values: Floats) -> Floats:
-        """Logarithms of simulated over measured."""
+        """Logarithms of simulated over measured. Each kind of trial counts once, however many
+        there are."""
         cluster, model = self.made(values)
         found = []
         done = simulated(cluster, model, self._trials)
         for trial, told_of, measured in zip(self._trials, done, self._measured, strict=True):
             told = simulated_values(trial, told_of)
+            weight = self._counts[trial.name] ** -0.5
             found += [
-                math.log(max(told[name], 1e-6) / max(value, 1e-6))
+                weight * math.log(max(told[name], 1e-6) / max(value, 1e-6))
                 for name, value in measured.items()
             ]
         return np.array(found)
@@ -156,7 +162,7 @@ def simulated(
     cluster: Cluster, model: PerformanceModel, trials: Sequence[Trial]
 ) -> list[Simulated]:
     """Each trial's requests, served by arithmetic."""
-    return [simulate(cluster, model, [each.arrival for each in trial.requests]) for trial in trials]
+    return [simulate(cluster, model, trial.arrivals) for trial in trials]
 
 
 def measured_values(trial: Trial) -> dict[str, float]:

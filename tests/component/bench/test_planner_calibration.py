@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from bench.planner_calibration import APART_S, BURST, Trial, calibrated, served_of
-from bench.planner_requests import Request
+from bench.planner_calibration import (
+    APART_S,
+    BURST,
+    Trial,
+    calibrated,
+    measured_values,
+    served_of,
+)
+from bench.planner_load import Served
+from bench.planner_recording import Rate, Recording
 from bench.planner_stages import stage_table
 from services.planner.cluster import Cluster, Links
 from services.planner.fit import Fit
 from services.planner.perf_model import PerformanceModel
 from services.planner.simulator import simulate
+from services.planner.slo import Slo
 from services.planner.workload import Arrival, Shape, poisson
+from shared.errors import SettingsError
 
 SHAPES = (Shape("text", 300, 24), Shape("image", 60, 12, (112,)))
 MODEL = PerformanceModel(
@@ -59,8 +70,7 @@ def trial(name: str, arrivals: list[Arrival]) -> Trial:
     """As the system whose times are known would have been measured; its steps take 1.2 times as
     long as the profile says."""
     done = simulate(TRUTH, slow(1.2), arrivals)
-    requests = [Request({}, each) for each in arrivals]
-    return Trial(name, requests, [served_of(each) for each in done.requests], done.host_busy_s)
+    return Trial(name, arrivals, [served_of(each) for each in done.requests], done.host_busy_s)
 
 
 def slow(factor: float) -> PerformanceModel:
@@ -108,3 +118,19 @@ def test_a_table_shows_where_both_sides_differ(trials: list[Trial]) -> None:
     _, measured, _, simulated, *_ = row.split()
     assert float(simulated) == pytest.approx(2 * float(measured), abs=0.2)
     assert not any("media.fetch" in line for line in lines)
+
+
+def test_what_was_measured_can_be_judged_again(trials: list[Trial], tmp_path: Path) -> None:
+    arrivals = poisson(SHAPES, rate_per_s=12.0, num_requests=5, seed=3)
+    failed = [Served() for _ in arrivals]
+    rate = Rate(12.0, arrivals, failed, 0.01, trials)
+    recording = Recording(TRUTH, MODEL, Slo(1.0, 0.1), trials, [rate])
+    recording.write(tmp_path / "kept.json")
+    again = Recording.read(tmp_path / "kept.json")
+    assert (again.cluster, again.model, again.slo) == (TRUTH, MODEL, recording.slo)
+    assert list(again.rates[0].arrivals) == list(arrivals)
+    assert list(again.rates[0].served) == failed
+    for kept, made in zip(again.before, trials, strict=True):
+        assert measured_values(kept) == measured_values(made)
+    with pytest.raises(SettingsError, match="--replay = .*cannot be read"):
+        Recording.read(tmp_path / "none.json")
