@@ -56,7 +56,12 @@ def _compile_for(geometry: KvGeometry) -> None:
 
     kernels = [getattr(pages, KERNEL_OF_DTYPE[geometry.dtype]), prompt_kernel(geometry)]
     if geometry.dtype == "bfloat16":
-        kernels += [norms.norm_bf16, gates.swiglu_bf16, rotations.rotate_bf16]
+        kernels += [
+            norms.norm_bf16,
+            norms.norm_heads_bf16,
+            gates.swiglu_bf16,
+            rotations.rotate_bf16,
+        ]
         kernels += [additions.add_bf16, cache_rows.write_bf16, sequences.run_all]
     for kernel in kernels:
         kernel.compile()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from shared.cache.kv_cache import KvCache
+from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 from shared.model.norm import norm_of
 from shared.model.step import StepContext
@@ -53,6 +54,11 @@ class SelfAttention(nn.Module):
     def _normed(self, qk: torch.Tensor) -> torch.Tensor:
         if self.q_norm is None or self.k_norm is None:
             return qk
+        if not self.q_norm.unit_offset:
+            weights = self.q_norm.weight, self.k_norm.weight
+            normed = row_kernels.norm_heads(qk, *weights, self.q_norm.eps, self.num_heads)
+            if normed is not None:
+                return normed
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         return torch.cat((self.q_norm.forward(q), self.k_norm.forward(k)), dim=1)
 

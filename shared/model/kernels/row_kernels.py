@@ -25,7 +25,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
     from shared.model.kernels import norms
 
     out = torch.empty(x.shape, dtype=x.dtype)
-    eps_bits = int(np.float32(eps).view(np.int32))
     arguments = np.array(
         (
             0,
@@ -34,11 +33,46 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor 
             x.stride(0),
             weight.data_ptr(),
             out.data_ptr(),
-            eps_bits,
+            _bits(eps),
         ),
         np.int64,
     )
     run_on_team(norms.norm_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
+    return out
+
+
+def norm_heads(
+    heads: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float, num_q: int
+) -> torch.Tensor | None:
+    """`rms_norm` of each of the bfloat16 heads `[num_tokens, heads, head_dim]` on a CPU: the first
+    `num_q` with the weight of queries, the others with that of keys."""
+    num_tokens, num_heads, head_dim = heads.shape
+    is_fit = heads.dtype == torch.bfloat16 and heads.device.type == "cpu" and has_compiled_kernels()
+    if not is_fit or head_dim % VECTOR_LANES or heads.stride()[1:] != (head_dim, 1):
+        return None
+    if {q_weight.dtype, k_weight.dtype} != {heads.dtype}:
+        return None
+    from shared.model.kernels import norms
+
+    out = torch.empty(heads.shape, dtype=heads.dtype)
+    arguments = np.array(
+        (
+            0,
+            num_tokens,
+            head_dim,
+            heads.data_ptr(),
+            heads.stride(0),
+            q_weight.data_ptr(),
+            out.data_ptr(),
+            _bits(eps),
+            num_heads,
+            num_q,
+            k_weight.data_ptr(),
+        ),
+        np.int64,
+    )
+    single = heads.numel() <= MAX_SINGLE_VALUES
+    run_on_team(norms.norm_heads_bf16.address, arguments, single=single)
     return out
 
 
@@ -152,6 +186,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor) -> torc
     )
     run_on_team(rotations.rotate_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
     return out
+
+
+def _bits(number: float) -> int:
+    """A float32 as an argument block holds it."""
+    return int(np.float32(number).view(np.int32))
 
 
 def _is_fit(x: torch.Tensor, width: int) -> bool:

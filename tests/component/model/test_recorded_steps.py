@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
@@ -19,6 +20,7 @@ from shared.model.recorded_steps import MIN_BLOCKS, RecordedSteps
 from shared.modelspec import ModelSpec
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import load_language
+from tests.support.models import quiet, spread_weights
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 120
@@ -81,6 +83,24 @@ def test_every_family_decodes_the_same(family: str, model_dir_of: Callable[[str]
     """Whether or not its steps can be recorded."""
     model, kv = load(model_dir_of(family))
     compare(model, kv, 12)
+
+
+def test_normalised_heads_are_recorded(tmp_path: Path) -> None:
+    config = transformers.Qwen3Config(
+        vocab_size=160,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        spread_weights(model, 0)
+        model.save_pretrained(tmp_path)
+    steps = compare(*load(tmp_path), 12)
+    assert steps.num_replayed > 0
 
 
 def test_what_computes_with_more_than_kernels_is_not_recorded() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.model.kernels.choice import has_compiled_kernels
-from shared.model.kernels.row_kernels import rms_norm, rotate, swiglu
+from shared.model.kernels.row_kernels import norm_heads, rms_norm, rotate, swiglu
 from shared.model.norm import RmsNorm
 
 EPS = 1e-6
@@ -34,6 +34,22 @@ def test_rows_are_normalised_as_in_float64(width: int, scale: float) -> None:
         again = rms_norm(row[None], weight, EPS)
         assert again is not None
         assert torch.equal(again[0], alone)
+
+
+@needs_compiled
+@pytest.mark.parametrize(("num_q", "num_k", "head_dim"), [(1, 1, 8), (14, 2, 72), (16, 8, 128)])
+def test_heads_are_normalised_as_rows_are(num_q: int, num_k: int, head_dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(NUM_ROWS, num_q + num_k + 3, head_dim, generator=generator).bfloat16()
+    heads = wide[:, : num_q + num_k]
+    q_weight, k_weight = torch.randn(2, head_dim, generator=generator).bfloat16()
+    got = norm_heads(heads, q_weight, k_weight, EPS, num_q)
+    assert got is not None
+    for part, weight in ((slice(num_q), q_weight), (slice(num_q, None), k_weight)):
+        rows = heads[:, part].reshape(-1, head_dim)
+        expected = rms_norm(rows, weight, EPS)
+        assert expected is not None
+        assert torch.equal(got[:, part].reshape(-1, head_dim), expected)
 
 
 @needs_compiled
