@@ -66,6 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench compare", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--peers", default=",".join(PEERS), help="names divided by commas")
+    ours = ",".join(TOPOLOGIES)
+    parser.add_argument("--own", default=ours, help=f"of {ours}, divided by commas")
     every = ",".join(workload.key for workload in WORKLOADS)
     parser.add_argument("--workloads", default=every, help=f"of {every}, divided by commas")
     parser.add_argument("--rounds", type=int, default=3, help="batches per side and workload (3)")
@@ -79,6 +81,9 @@ def main() -> None:
     unknown = sorted(set(filter(None, options.peers.split(","))) - PEERS.keys())
     if unknown:
         parser.error(f"--peers: {', '.join(unknown)} unknown; known: {', '.join(PEERS)}")
+    options.own = options.own.split(",")
+    if unknown := sorted(set(options.own) - TOPOLOGIES.keys()):
+        parser.error(f"--own: {', '.join(unknown)} unknown; known: {ours}")
     try:
         options.workloads = workloads_named(options.workloads)
     except ValueError as error:
@@ -98,7 +103,8 @@ def main() -> None:
 def start_sides(scope: ExitStack, options: argparse.Namespace, logs: Path) -> Iterator[Side]:
     """Everything that can be started; says of each other one why not."""
     home, model = peers_home(), options.model.resolve()
-    for name, extra in TOPOLOGIES.items():
+    for name in options.own:
+        extra = TOPOLOGIES[name]
         port = free_port()
         command = (
             *(sys.executable, "-m", "services.cli", "up", "--port", str(port)),
