@@ -82,10 +82,10 @@ class Sides:
 
     def run(self, side: Side) -> torch.Tensor:
         """Logits `[num_prompts, vocab]` of the prompts' last tokens."""
-        step = self._model.begin(side.batch, self._kv)
+        step = self._model.begin(side.batch, self._kv, all_positions=True)
         hidden = self._model.embed(side.batch)
         hidden = self._model.forward_layers(hidden, step, self._kv, 0, self._model.spec.num_layers)
-        return self._model.finish(hidden[side.last_rows], step, all_positions=True)
+        return self._model.finish(hidden[side.last_rows], step)
 
     def _side(self, prompts: Sequence[IntArray], width: int) -> Side:
         inputs = [

@@ -44,9 +44,12 @@ class DelayedLanguageModel(LanguageModel):
             super().__init__(spec, dtype)
         self._timing = timing
 
-    def begin(self, batch: ForwardBatch, kv: KvCache) -> DelayedStep:
+    def begin(
+        self, batch: ForwardBatch, kv: KvCache, *, all_positions: bool = False
+    ) -> DelayedStep:
         plan: Any = None  # nothing attends
-        return DelayedStep(batch, (), plan, step_seconds(self._timing, batch))
+        seconds = step_seconds(self._timing, batch)
+        return DelayedStep(batch, (), plan, None, all_positions, seconds)
 
     def embed(self, batch: ForwardBatch) -> torch.Tensor:
         return torch.zeros(batch.num_tokens, self.spec.hidden_size, dtype=self.dtype)
@@ -58,10 +61,8 @@ class DelayedLanguageModel(LanguageModel):
         time.sleep(step.seconds * (stop - start) / self.spec.num_layers)
         return hidden
 
-    def finish(
-        self, hidden: torch.Tensor, step: StepContext, *, all_positions: bool = False
-    ) -> torch.Tensor:
-        num_rows = step.batch.num_tokens if all_positions else step.batch.num_seqs
+    def finish(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:
+        num_rows = step.batch.num_tokens if step.all_positions else step.batch.num_seqs
         return torch.zeros(num_rows, self.spec.vocab_size, dtype=self.dtype)
 
 

@@ -68,6 +68,21 @@ class ForwardBatch:
     def num_seqs(self) -> int:
         return int(self.context_lens.shape[0])
 
+    def last_tokens(self) -> ForwardBatch:
+        """The step as if all tokens but the last of each sequence had been in the cache before.
+
+        A span that is not cut ends with its sequence at the latest, so the last token sees all.
+        """
+        rows = self.cu_seqlens_q[1:] - 1
+        return ForwardBatch(
+            token_ids=self.token_ids[rows],
+            positions=self.positions[..., rows],
+            slot_mapping=self.slot_mapping[rows],
+            cu_seqlens_q=torch.arange(self.num_seqs + 1, device=rows.device),
+            context_lens=self.context_lens,
+            block_tables=self.block_tables,
+        )
+
     @classmethod
     def pack(
         cls,

@@ -25,7 +25,7 @@ from shared.model.kernels.paired import PairedKernel
 from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel, Rows
 from shared.model.norm import norm_of
 from shared.model.rope import Rotary, RotaryEmbedding
-from shared.model.step import StepContext
+from shared.model.step import LastTokens, StepContext
 from shared.modelspec import TextSpec
 
 __all__ = ["LanguageModel", "StepContext"]
@@ -55,6 +55,8 @@ class LanguageModel(nn.Module):
         # Rounded to the model's dtype, as the weights that it multiplies are.
         scale = torch.tensor(spec.embedding_scale, dtype=dtype, device="cpu")
         self._embedding_scale = float(scale)
+        # DeepStack adds to rows behind its layers, which may be all where there are very few.
+        self._ends_plainly = spec.num_deepstack_layers < spec.num_layers
         self._tied_head: LinearKernel | None = None
         self._ropes: tuple[RotaryEmbedding, ...] | None = None
 
@@ -66,19 +68,26 @@ class LanguageModel(nn.Module):
 
         With `all_positions`, `[num_tokens, vocab]`. Writes the KV of all new tokens into `kv`.
         """
-        step = self.begin(batch, kv)
+        step = self.begin(batch, kv, all_positions=all_positions)
         hidden = self.embed(batch)
         hidden = self.forward_layers(hidden, step, kv, 0, self.spec.num_layers)
-        return self.finish(hidden, step, all_positions=all_positions)
+        return self.finish(hidden, step)
 
     @torch.inference_mode()
-    def begin(self, batch: ForwardBatch, kv: KvCache) -> StepContext:
+    def begin(
+        self, batch: ForwardBatch, kv: KvCache, *, all_positions: bool = False
+    ) -> StepContext:
         """Work out once what every layer of this step needs."""
         has_media = batch.media_index is not None
         if self.spec.bidirectional_media and has_media and batch.attend_stops is None:
             raise ValueError("media of this model needs bidirectional_spans, and none are given")
-        rotaries = self.rotaries(batch.positions)
-        return StepContext(batch, rotaries, self.backend.plan(batch, kv, self.spec.sliding_windows))
+        rotaries, windows = self.rotaries(batch.positions), self.spec.sliding_windows
+        plan = self.backend.plan(batch, kv, windows)
+        last = None
+        if not all_positions and batch.num_tokens > batch.num_seqs and self._ends_plainly:
+            last_plan = self.backend.plan(batch.last_tokens(), kv, windows)
+            last = LastTokens(batch.cu_seqlens_q[1:] - 1, last_plan)
+        return StepContext(batch, rotaries, plan, last, all_positions)
 
     @torch.inference_mode()
     def rotaries(self, positions: torch.Tensor) -> tuple[Rotary, ...]:
@@ -110,10 +119,12 @@ class LanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Layers `start .. stop` on `hidden` `[num_tokens, hidden]`.
 
-        Running `0..n` at once or in pieces gives bit-equal results.
+        Running `0..n` at once or in pieces gives bit-equal results. Of the last layer come only
+        `step.last` where that is given, `[num_seqs, hidden]`.
         """
         for index in range(start, stop):
-            hidden = self.layers[index].forward(hidden, step, kv)
+            last = step.last if index == self.spec.num_layers - 1 else None
+            hidden = self.layers[index].forward(hidden, step, kv, last)
             if index < self.spec.num_deepstack_layers and step.batch.media_index is not None:
                 features = self._media_vectors(step.batch, index + 1)
                 if features is not None:
@@ -121,11 +132,9 @@ class LanguageModel(nn.Module):
         return hidden
 
     @torch.inference_mode()
-    def finish(
-        self, hidden: torch.Tensor, step: StepContext, *, all_positions: bool = False
-    ) -> torch.Tensor:
+    def finish(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:
         """Final norm and output head; `[num_seqs, vocab]`, or `[num_tokens, vocab]`."""
-        if not all_positions and step.batch.num_tokens > step.batch.num_seqs:
+        if not step.all_positions and hidden.shape[0] > step.batch.num_seqs:
             hidden = hidden[step.batch.cu_seqlens_q[1:] - 1]
         hidden = self.norm.forward(hidden)
         if self.lm_head is not None:

@@ -17,7 +17,7 @@ from shared.model.mlp import GatedMlp
 from shared.model.moe import MixtureOfExperts
 from shared.model.norm import norm_of, residual_sum
 from shared.model.self_attention import SelfAttention
-from shared.model.step import StepContext
+from shared.model.step import LastTokens, StepContext
 from shared.modelspec import TextSpec
 
 
@@ -39,8 +39,14 @@ class DecoderLayer(nn.Module):
         )
         self.mlp_out_norm = norm_of(spec, spec.hidden_size, dtype) if spec.post_norms else None
 
-    def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
-        attended = self.attention.forward(self.input_norm.forward(hidden), step, kv)
+    def forward(
+        self, hidden: torch.Tensor, step: StepContext, kv: KvCache, last: LastTokens | None = None
+    ) -> torch.Tensor:
+        """`[num_tokens, hidden]` in and out; with `last` only these rows come out, while the keys
+        and values of all are written."""
+        attended = self.attention.forward(self.input_norm.forward(hidden), step, kv, last)
+        if last is not None:
+            hidden = hidden[last.rows]
         if self.attention_out_norm is not None:
             attended = self.attention_out_norm.forward(attended)
         hidden, normed = self.mlp_norm.add(hidden, attended)

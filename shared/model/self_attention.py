@@ -15,7 +15,7 @@ from shared.cache.kv_cache import KvCache
 from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 from shared.model.norm import norm_of
-from shared.model.step import StepContext
+from shared.model.step import LastTokens, StepContext
 from shared.modelspec import TextSpec
 
 
@@ -38,8 +38,11 @@ class SelfAttention(nn.Module):
         self.q_norm = norm_of(spec, spec.head_dim, dtype) if spec.qk_norm else None
         self.k_norm = norm_of(spec, spec.head_dim, dtype) if spec.qk_norm else None
 
-    def forward(self, hidden: torch.Tensor, step: StepContext, kv: KvCache) -> torch.Tensor:
-        """`hidden` `[num_tokens, hidden]` in and out; writes this layer's KV of the new tokens."""
+    def forward(
+        self, hidden: torch.Tensor, step: StepContext, kv: KvCache, last: LastTokens | None = None
+    ) -> torch.Tensor:
+        """`hidden` `[num_tokens, hidden]` in and out, or only the rows of `last` out; writes this
+        layer's KV of the new tokens."""
         heads = self.qkv.forward(hidden).view(hidden.shape[0], -1, self.head_dim)
         qk = self._normed(heads[:, : self.num_heads + self.num_kv_heads])
         if self.rope_index is not None:
@@ -47,9 +50,12 @@ class SelfAttention(nn.Module):
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         v = heads[:, self.num_heads + self.num_kv_heads :]
         kv.write(self.layer, step.batch.slot_mapping, k, v)
+        plan = step.plan
+        if last is not None:
+            q, k, v, plan = q[last.rows], k[last.rows], v[last.rows], last.plan
         if self.query_scale != 1.0:
             q = q * self.query_scale
-        return self.o.forward(step.plan.attend(self.layer, q, k, v, kv))
+        return self.o.forward(plan.attend(self.layer, q, k, v, kv))
 
     def _normed(self, qk: torch.Tensor) -> torch.Tensor:
         if self.q_norm is None or self.k_norm is None:

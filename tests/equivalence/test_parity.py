@@ -109,6 +109,51 @@ def test_prompt_logits_alone_packed_and_chunked(family: str, model_dir_of: Model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_gives_only_what_is_asked_for(
+    family: str, model_dir_of: ModelDirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed, and behind cached tokens: as good as the rows of a whole layer, with the same KV."""
+    engine = Engine(model_dir_of(family), "float64")
+    mlp = engine.model.layers[-1].mlp
+    forward, num_rows = mlp.forward, []
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        num_rows.append(hidden.shape[0])
+        result: torch.Tensor = forward(hidden)
+        return result
+
+    monkeypatch.setattr(mlp, "forward", counted)
+    whole, expected_rows = in_slices(engine, prompts_for(family, engine), all_positions=True)
+    assert num_rows == [sum(sizes) for sizes in expected_rows]
+    num_rows.clear()
+    last, _ = in_slices(engine, prompts_for(family, engine), all_positions=False)
+    assert num_rows == [len(sizes) for sizes in expected_rows]
+    for (logits, kv), (whole_logits, whole_kv) in zip(last, whole, strict=True):
+        assert difference(logits, whole_logits) <= TOLERANCE
+        assert all(torch.equal(a, b) for a, b in zip(kv, whole_kv, strict=True))
+
+
+def in_slices(
+    engine: Engine, prompts: list[Prompt], *, all_positions: bool
+) -> tuple[list[tuple[torch.Tensor, list[torch.Tensor]]], list[list[int]]]:
+    """Prefill of all prompts side by side, seven tokens a step. Of each step the logits of the last
+    tokens, each prompt's first KV, and how many tokens each prompt brought."""
+    engine.kv.data.zero_()
+    running = [engine.start(prompt) for prompt in prompts]
+    results, all_sizes = [], []
+    while pending := [one for one in running if one.num_pending]:
+        sizes = [min(7, one.num_pending) for one in pending]
+        logits = engine.step(pending, max_new_tokens=7, all_positions=all_positions)
+        if all_positions:
+            logits = logits[torch.tensor(sizes).cumsum(0) - 1]
+        results.append((logits, [engine.kv.gather(one.handle.block_ids, 7) for one in running]))
+        all_sizes.append(sizes)
+    for one in running:
+        one.handle.free()
+    return results, all_sizes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_prompt_logits_of_unmodified_transformers(
     family: str, model_dir_of: ModelDirs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
