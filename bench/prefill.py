@@ -1,9 +1,11 @@
 """Where the time of a step of the language model goes on a CPU, and what compiled kernels save.
 
-Two models of the same weights take the same step in turn: one on torch's float32 products of
-widened weights and its attention, one on the compiled kernels. Prints for each the time in linear
-maps, in attention and in everything else, the median of the per-round ratios, and the distance to
-the floor of `bench/floors.py`. `--tokens 1 --cached 512` is a decode step instead of a prompt.
+Models of the same weights take the same step in turn: on torch's float32 products of widened
+weights and its attention, on our compiled kernels alone, and on what a prefill worker takes on this
+CPU, once with all rows of the last layer and once with the last one, as it is served. Prints for
+each the time in linear maps, in attention and in everything else, the median of the per-round
+ratios to the last, and the distance to the floor of `bench/floors.py`. `--tokens 1 --cached 512` is
+a decode step instead of a prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from shared.model.cpu_attention import CpuAttention
 from shared.model.decoder import LanguageModel
 from shared.model.kernels.choice import KernelChoice, has_compiled_kernels
 from shared.model.kernels.narrow import Bf16Kernel
-from shared.model.linear import ChooseKernel, LinearKernel
+from shared.model.linear import ChooseKernel, LinearKernel, Rows
 from shared.model.loader import load_language_model
 from shared.modelspec import ModelSpec
 
@@ -63,34 +65,46 @@ class TimedLinear:
 
 
 class TimedAttention:
-    """An attention backend, and a plan of it, under the watch."""
+    """An attention backend under the watch."""
 
     def __init__(self, backend: AttentionBackend, watch: Stopwatch) -> None:
         self._backend = backend
         self._watch = watch
-        self._plan: AttentionPlan | None = None
 
     def plan(
         self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
     ) -> AttentionPlan:
-        self._plan = self._backend.plan(batch, kv, sliding_windows)
-        return self
+        return TimedPlan(self._backend.plan(batch, kv, sliding_windows), self._watch)
+
+
+class TimedPlan:
+    """A plan of it."""
+
+    def __init__(self, plan: AttentionPlan, watch: Stopwatch) -> None:
+        self._plan = plan
+        self._watch = watch
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
     ) -> torch.Tensor:
-        plan = self._plan
-        assert plan is not None, "attention before its plan"
-        return self._watch.measure("attention", lambda: plan.attend(layer, q, k, v, kv))
+        return self._watch.measure("attention", lambda: self._plan.attend(layer, q, k, v, kv))
 
 
 class Side:
-    """A model, its cache and the watch over both."""
+    """A model, its cache and the watch over both; with `all_rows` its last layer computes them all
+    and not only the last."""
 
     def __init__(
-        self, model_dir: Path, backend: AttentionBackend, choose: ChooseKernel, watch: Stopwatch
+        self,
+        model_dir: Path,
+        backend: AttentionBackend,
+        choose: ChooseKernel,
+        watch: Stopwatch,
+        *,
+        all_rows: bool = False,
     ) -> None:
         self._watch = watch
+        self._all_rows = all_rows
         self._model = load_language_model(
             model_dir, dtype="bfloat16", backend=TimedAttention(backend, watch)
         )
@@ -105,10 +119,16 @@ class Side:
         batch = _batch(self._model, num_tokens, num_cached, num_blocks)
         self._watch.spent_s = {}
         started_s = self._watch.clock()
-        token = int(self._model.forward(batch, kv).argmax())
+        token = int(self._logits(batch, kv).argmax())
         whole_s = self._watch.clock() - started_s
         parts = {part: self._watch.spent_s.get(part, 0.0) for part in PARTS}
         return {**parts, "rest": whole_s - sum(parts.values()), "whole": whole_s}, token
+
+    def _logits(self, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
+        model = self._model
+        context = model.begin(batch, kv, all_positions=self._all_rows)
+        hidden = model.forward_layers(model.embed(batch), context, kv, 0, model.spec.num_layers)
+        return model.finish(hidden[-1:], context)
 
 
 def _batch(model: LanguageModel, num_tokens: int, num_cached: int, num_blocks: int) -> ForwardBatch:
@@ -134,13 +154,13 @@ def compare(sides: dict[str, Side], options: argparse.Namespace, floor_s: float)
         medians = {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
         figures = "  ".join(f"{part} {1e3 * each:8.1f} ms" for part, each in medians.items())
         lines.append(f"  {name:9} {figures}  {medians['whole'] / floor_s:5.2f} of the floor")
-    ratios = [
-        a["whole"] / b["whole"] for a, b in zip(took_s["torch"], took_s["compiled"], strict=True)
-    ]
-    lines.append(
-        f"  ratio     {statistics.median(ratios):.2f} (rounds {min(ratios):.2f} to "
-        f"{max(ratios):.2f}); same token: {tokens['torch'] == tokens['compiled']}"
-    )
+    *others, last = took_s
+    for name in others:
+        ratios = [a["whole"] / b["whole"] for a, b in zip(took_s[name], took_s[last], strict=True)]
+        lines.append(
+            f"  {name} over {last}: {statistics.median(ratios):.3f} (rounds {min(ratios):.2f} to "
+            f"{max(ratios):.2f}); same token: {tokens[name] == tokens[last]}"
+        )
     return "\n".join(lines)
 
 
@@ -163,19 +183,19 @@ def main() -> None:
     floor_s = floors.decode_s(1) if is_decode else floors.prefill_s(options.tokens)
     print(f"{floors.describe()}; floor of this step {1e3 * floor_s:.0f} ms", flush=True)
     family = ModelSpec.load(options.model).model_type
+    watch = Stopwatch(clock)
+    compiled, auto = KernelChoice("compiled"), KernelChoice("auto", rows=Rows.MANY)
     sides = {
         "torch": Side(
             options.model,
             SdpaAttention(),
             lambda weight: Bf16Kernel(weight, compiled=False),
-            Stopwatch(clock),
+            watch,
+            all_rows=True,
         ),
-        "compiled": Side(
-            options.model,
-            CpuAttention(),
-            KernelChoice("compiled").kernel_for,
-            Stopwatch(clock),
-        ),
+        "compiled": Side(options.model, CpuAttention(), compiled.kernel_for, watch),
+        "all rows": Side(options.model, CpuAttention(), auto.kernel_for, watch, all_rows=True),
+        "auto": Side(options.model, CpuAttention(), auto.kernel_for, watch),
     }
     print(f"{family}: {options.tokens} tokens behind {options.cached}, {options.threads} threads")
     print(compare(sides, options, floor_s))
