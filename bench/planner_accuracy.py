@@ -53,9 +53,11 @@ from services.planner.profiling.settings import ProfileSettings
 from services.planner.simulator import simulate
 from services.planner.slo import Slo
 from services.planner.workload import Arrival
+from services.prefill.build import SHARED_PASS_TOKENS
 from shared.demo import model_dir
 from shared.errors import SettingsError
 from shared.runtime.settings import ComputeSettings
+from shared.runtime.topology import parse_topology
 
 TARGETS = (0.97, 0.85, 0.5)
 """Shares of good requests that the simulator expects: few wait, the knee, too many come."""
@@ -124,8 +126,12 @@ def measure(options: argparse.Namespace) -> Recording:
     quiet = partial(ForeignLoad().wait_until_quiet, options.max_foreign, options.quiet_wait_s)
     quiet()
     model = read_profile(options.profile)
-    limits = Limits(num_blocks=KV_BYTES // (16 * model.kv_bytes_per_token))
-    cores = len(own_cores())
+    cores, num_workers = len(own_cores()), len(parse_topology(options.topology))
+    # One thread each; where there are more of them than cores, `triptych up` has small passes.
+    pass_tokens = SHARED_PASS_TOKENS if num_workers > cores else Limits().max_batch_tokens
+    limits = Limits(
+        num_blocks=KV_BYTES // (16 * model.kv_bytes_per_token), max_batch_tokens=pass_tokens
+    )
     speed = measure_full_speed(cores)
     cluster = Cluster(options.topology, limits, model.links or Links(), cores, speed)
     os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)

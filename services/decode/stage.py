@@ -33,6 +33,7 @@ from shared.messages.descriptor import RequestDescriptor, TokenId, WorkerRef
 from shared.messages.events import Event
 from shared.messages.work import DecodeTask
 from shared.model.grammar import Grammars
+from shared.runtime.core_turns import Turns
 from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
@@ -62,6 +63,7 @@ class DecodeStage:
         pull_timeout_s: float,
         grammars: Grammars,
         departure: Departure,
+        turns: Turns,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -76,6 +78,7 @@ class DecodeStage:
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._requests: dict[Sequence, RequestDescriptor] = {}
         self._departure = departure
+        self._turns = turns
         self._leave_by_s: float | None = None
         self._step_s = 0.0
         self._sending: asyncio.Task[None] | None = None
@@ -98,7 +101,7 @@ class DecodeStage:
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped(), self._inlet:
-            async with asyncio.TaskGroup() as scope:
+            async with self._turns, asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
                 handed_over = scope.create_task(self._take_from_here(stop))
                 leaving = scope.create_task(self._prepare_to_leave(stop))
@@ -137,6 +140,7 @@ class DecodeStage:
         try:
             while True:
                 await self._depart()
+                await self._turns.free()
                 await self.step()
         finally:
             await self._sent()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
         board.open()
         try:
             nats_url = await _start_nats(settings, supervisor, data_dir)
-            for spec in service_specs(settings, nats_url, port, own_cores()):
+            for spec in service_specs(settings, nats_url, port, own_cores(), core_group()):
                 board.hosts(spec.name, spec.stages)
                 await supervisor.start(spec)
             yield Stack(supervisor, board, url_of(settings.host, port))
@@ -120,3 +122,8 @@ async def answers_ready(url: str) -> None:
                 if (await client.get(f"{url}/ready")).status_code == httpx.codes.OK:
                     return
             await asyncio.sleep(_POLL_S)
+
+
+def core_group() -> str:
+    """A name for the workers of this launcher that no other launcher on the same bus has."""
+    return f"{socket.gethostname()}-{os.getpid()}"

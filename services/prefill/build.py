@@ -16,6 +16,7 @@ from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.model.grammar import Grammars
+from shared.runtime.core_turns import LongPasses
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
@@ -24,6 +25,10 @@ from shared.runtime.local_encoder import LocalEncoder
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
+
+SHARED_PASS_TOKENS = 512
+"""Prompts in one pass on cores that others share: more are hardly faster on a CPU, and all get
+their first token at its end."""
 
 
 async def build(
@@ -49,10 +54,11 @@ async def build(
         executor=PrefillExecutor(language.model, language.kv, folder.spec),
         scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
-        plan=piece_plan(language, settings),
+        plan=piece_plan(language, settings, folder.device),
         max_held=settings.max_held,
         hand_over=language.hand_over,
         grammars=Grammars(folder.directory, folder.spec),
+        passes=LongPasses(worker.bus, worker.me, core_group(settings, folder.device)),
     )
 
 
@@ -70,7 +76,7 @@ def make_scheduler(
         )
         worker.registry.register(PrefixCacheCollector(prefix.counters))
     max_batch_tokens, chunk_tokens = step_limits(
-        settings, beside_decode=language.hand_over is not None
+        settings, device=folder.device, beside_decode=language.hand_over is not None
     )
     # Where the tower is in this process it takes turns with prefill: beginnings would hold it up.
     overlaps = settings.overlap_encode and Role.ENCODE not in worker.stages
@@ -86,22 +92,31 @@ def make_scheduler(
     )
 
 
-def piece_plan(language: Language, settings: PrefillSettings) -> PiecePlan:
+def piece_plan(language: Language, settings: PrefillSettings, device: str) -> PiecePlan:
     """How KV travels: in the pieces in which the scheduler computes it."""
-    _, chunk_tokens = step_limits(settings, beside_decode=language.hand_over is not None)
+    _, chunk_tokens = step_limits(
+        settings, device=device, beside_decode=language.hand_over is not None
+    )
     return PiecePlan(settings.kv_transfer, language.kv.geometry, chunk_tokens)
 
 
-def step_limits(settings: PrefillSettings, *, beside_decode: bool) -> tuple[int, int]:
+def step_limits(settings: PrefillSettings, *, device: str, beside_decode: bool) -> tuple[int, int]:
     """Tokens of a step, and of one prompt in it (0: all).
 
     Prefill and decode take turns on the device, so a step of the one is a pause of the other.
     """
     max_tokens, chunk_tokens = settings.max_batch_tokens, settings.chunk_tokens
+    if core_group(settings, device):
+        max_tokens = min(max_tokens, SHARED_PASS_TOKENS)
     if not beside_decode or not settings.mixed_step_tokens:
         return max_tokens, chunk_tokens
     max_tokens = min(max_tokens, settings.mixed_step_tokens)
     return max_tokens, min(chunk_tokens or max_tokens, max_tokens)
+
+
+def core_group(settings: PrefillSettings, device: str) -> str:
+    """Who shares the cores that compute; nobody where a device does."""
+    return settings.core_group if device == "cpu" else ""
 
 
 async def open_links(

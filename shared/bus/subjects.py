@@ -11,6 +11,7 @@
 | `control.alive`          | core                | `RequestsAlive`                                 |
 | `control.role`           | core                | `RoleRequest`, to the worker that it names      |
 | `control.role_reports`   | core                | `RoleReport`, to whoever asked for the switch   |
+| `passes.<group>`         | core                | `PassNews`, to decoders on the same cores       |
 | `spans`                  | core                | finished trace spans, for whoever watches       |
 | `workers`                | KV bucket with TTL  | `Registration` by worker name                   |
 | `embeddings`             | KV bucket with TTL  | `EmbeddingClaim`, `EmbeddingRef` by content key |
@@ -39,22 +40,27 @@ EMBEDDINGS_TTL_S = 600.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def model_token(model: str) -> str:
-    """A model name as one subject token; two different names never share a token."""
-    safe = _UNSAFE.sub("-", model)
-    if safe == model:
+def token(name: str) -> str:
+    """A name as one subject token; two different names never share a token."""
+    safe = _UNSAFE.sub("-", name)
+    if safe == name:
         return safe
-    return f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def work(role: Role, model: str) -> str:
     """The work queue of one stage of one model."""
-    return f"work.{role.value}.{model_token(model)}"
+    return f"work.{role.value}.{token(model)}"
 
 
 def events(gateway: WorkerRef) -> str:
     """Where one life of one gateway listens for its requests' events."""
     return f"events.{gateway.name}.{gateway.incarnation}"
+
+
+def passes(group: str) -> str:
+    """Where workers on the same cores hear of long passes."""
+    return f"passes.{token(group)}"
 
 
 def dead(work_subject: str) -> str:

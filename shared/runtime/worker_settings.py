@@ -57,6 +57,13 @@ class WorkerSettings(EndpointSettings):
         description="Tokens in one KV block; the same for every worker of a model",
         json_schema_extra=flag("block-size", "TOKENS"),
     )
+    core_group: str = Field(
+        "",
+        max_length=128,
+        description="Workers of the same name here compute on the same CPU cores: prefill takes "
+        "prompts in small passes, decoders one step between two of them; empty: on its own",
+        json_schema_extra=flag("core-group", "NAME"),
+    )
     drain_s: float = Field(
         20.0,
         ge=0,
