@@ -226,8 +226,9 @@ class Gate:
         forward_layers = LanguageModel.forward_layers
 
         def held(model: LanguageModel, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+            num_tokens = hidden.shape[0]  # of the last layer fewer come out
             hidden = forward_layers(model, hidden, *rest)
-            if hidden.shape[0] >= self._min_tokens:
+            if num_tokens >= self._min_tokens:
                 self.num_layers += 1
                 self._entered.set()
                 assert self._opened.wait(20)
