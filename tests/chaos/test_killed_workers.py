@@ -32,9 +32,10 @@ def test_a_killed_decoder_changes_no_answer(
     In the usual kernels recomputed keys and values move the cumulative probabilities by up to 5e-7
     to 1.4e-6, and a draw of so many may well fall that close to the border between two tokens.
     """
-    sampling = SamplingParams(temperature=1.0, seed=3, max_tokens=NUM_TOKENS)
+    # Hot: otherwise it would end its answer, again and again, instead of going on in words.
+    sampling = SamplingParams(temperature=2.0, seed=3, max_tokens=NUM_TOKENS)
     body = chat_body(
-        cluster.model, [], "hello", temperature=1.0, seed=3, max_tokens=NUM_TOKENS, ignore_eos=True
+        cluster.model, [], "hello", temperature=2.0, seed=3, max_tokens=NUM_TOKENS, ignore_eos=True
     )
     text, finish = "", None
     killed = False
