@@ -36,6 +36,9 @@ from shared.runtime.host import ModelFolder
 
 QUESTION = "What number is on the plate?"
 TEXT_QUESTION = "What can you do?"
+NEVER = -100.0
+"""The bias of tokens that end an answer: one that goes on behind its end has tokens without text,
+which no client sees come."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def main() -> None:
     local = LocalSide(folder, options.tokens)
     arguments = ["--model", str(options.model), "--served-name", "bench"]
     with running_server(arguments) as url, httpx.Client(timeout=120.0) as client:
-        remote = RemoteSide(client, url, options.tokens)
+        remote = RemoteSide(client, url, options.tokens, spec)
         for case in CASES:
             print(compare(case, local, remote, options.rounds))
 
@@ -74,11 +77,14 @@ class LocalSide:
         self._engine = LocalEngine(folder)
         self._prompts = PromptMaker(folder.directory)
         self._num_tokens = num_tokens
+        self._bias = tuple((token, NEVER) for token in folder.spec.eos_token_ids)
 
     def ask(self, pictures: Sequence[bytes], question: str) -> tuple[float, list[float]]:
         """TTFT and gaps in seconds; starts from the picture files, as the gateway does."""
         started_s = time.perf_counter()
-        sampling = SamplingParams(temperature=0.0, max_tokens=self._num_tokens)
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=self._num_tokens, logit_bias=self._bias
+        )
         request = self._prompts.request(pictures, question, sampling)
         arrivals_s = []
         for _ in self._engine.generate(request, pictures):
@@ -90,10 +96,11 @@ class LocalSide:
 class RemoteSide:
     """The pipeline over HTTP."""
 
-    def __init__(self, client: httpx.Client, url: str, num_tokens: int) -> None:
+    def __init__(self, client: httpx.Client, url: str, num_tokens: int, spec: ModelSpec) -> None:
         self._client = client
         self._url = url
         self._num_tokens = num_tokens
+        self._bias = {str(token): NEVER for token in spec.eos_token_ids}
 
     def ask(self, pictures: Sequence[bytes], question: str) -> Timed:
         """One streamed answer."""
@@ -103,7 +110,7 @@ class RemoteSide:
             question,
             temperature=0,
             max_tokens=self._num_tokens,
-            ignore_eos=True,
+            logit_bias=self._bias,
         )
         return stream(self._client, self._url, body)
 
