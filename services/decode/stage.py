@@ -101,7 +101,7 @@ class DecodeStage:
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped(), self._inlet:
-            async with self._turns, asyncio.TaskGroup() as scope:
+            async with self._turns.listening(), asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
                 handed_over = scope.create_task(self._take_from_here(stop))
                 leaving = scope.create_task(self._prepare_to_leave(stop))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from services.launcher.ports import claim, url_of
 from services.launcher.settings import LauncherSettings
 from services.launcher.supervisor import Supervisor
 from shared.errors import TriptychError
+from shared.runtime.connection import new_identity
 from shared.runtime.lifecycle import Stop
 
 KILL_MARGIN_S = 5.0
@@ -95,7 +94,9 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
         board.open()
         try:
             nats_url = await _start_nats(settings, supervisor, data_dir)
-            for spec in service_specs(settings, nats_url, port, own_cores(), core_group()):
+            # A name for these workers that no other launcher on the same bus has.
+            group = new_identity("", "up")
+            for spec in service_specs(settings, nats_url, port, own_cores(), group.name):
                 board.hosts(spec.name, spec.stages)
                 await supervisor.start(spec)
             yield Stack(supervisor, board, url_of(settings.host, port))
@@ -122,8 +123,3 @@ async def answers_ready(url: str) -> None:
                 if (await client.get(f"{url}/ready")).status_code == httpx.codes.OK:
                     return
             await asyncio.sleep(_POLL_S)
-
-
-def core_group() -> str:
-    """A name for the workers of this launcher that no other launcher on the same bus has."""
-    return f"{socket.gethostname()}-{os.getpid()}"

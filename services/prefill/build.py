@@ -16,7 +16,7 @@ from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.model.grammar import Grammars
-from shared.runtime.core_turns import LongPasses
+from shared.runtime.core_turns import LongPasses, group_on
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
@@ -58,7 +58,7 @@ async def build(
         max_held=settings.max_held,
         hand_over=language.hand_over,
         grammars=Grammars(folder.directory, folder.spec),
-        passes=LongPasses(worker.bus, worker.me, core_group(settings, folder.device)),
+        passes=LongPasses(worker.bus, worker.me, group_on(folder.device, settings.core_group)),
     )
 
 
@@ -106,17 +106,12 @@ def step_limits(settings: PrefillSettings, *, device: str, beside_decode: bool) 
     Prefill and decode take turns on the device, so a step of the one is a pause of the other.
     """
     max_tokens, chunk_tokens = settings.max_batch_tokens, settings.chunk_tokens
-    if core_group(settings, device):
+    if group_on(device, settings.core_group):
         max_tokens = min(max_tokens, SHARED_PASS_TOKENS)
     if not beside_decode or not settings.mixed_step_tokens:
         return max_tokens, chunk_tokens
     max_tokens = min(max_tokens, settings.mixed_step_tokens)
     return max_tokens, min(chunk_tokens or max_tokens, max_tokens)
-
-
-def core_group(settings: PrefillSettings, device: str) -> str:
-    """Who shares the cores that compute; nobody where a device does."""
-    return settings.core_group if device == "cpu" else ""
 
 
 async def open_links(

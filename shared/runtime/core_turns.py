@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from shared.bus import subjects
-from shared.bus.base import Bus, Headers, Subscription
+from shared.bus.base import Bus, Headers
 from shared.clock import Clock, monotonic
 from shared.errors import BusError
 from shared.messages.control import PassNews
@@ -34,6 +33,11 @@ MARGIN = 1.5
 """A pass whose end was not heard of is over after so many times what it should have taken."""
 
 logger = logging.getLogger(__name__)
+
+
+def group_on(device: str, group: str) -> str:
+    """Who shares the cores that compute; nobody where another device does."""
+    return group if device == "cpu" else ""
 
 
 class LongPasses:
@@ -71,7 +75,7 @@ class LongPasses:
 
 
 class Turns:
-    """The side of decode; listens within `async with`. Without a group it never waits."""
+    """The side of decode. Without a group it never waits."""
 
     def __init__(self, bus: Bus, group: str, clock: Clock = monotonic) -> None:
         self._bus = bus
@@ -80,22 +84,19 @@ class Turns:
         self._ends_s: dict[str, float] = {}  # by the worker whose pass it is
         self._last_step_s = 0.0
         self._changed = asyncio.Event()
-        self._subscription: Subscription | None = None
 
-    async def __aenter__(self) -> Self:
-        if self._group:
-            subject = subjects.passes(self._group)
-            self._subscription = await self._bus.subscribe(subject, PassNews, self._on_news)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._subscription is not None:
-            await self._subscription.close()
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """News is heard within."""
+        if not self._group:
+            yield
+            return
+        subject = subjects.passes(self._group)
+        subscription = await self._bus.subscribe(subject, PassNews, self._on_news)
+        try:
+            yield
+        finally:
+            await subscription.close()
 
     def pause_s(self, now_s: float) -> float:
         """How long the next step has to wait, as far as is known; 0 or less: not at all."""

@@ -36,7 +36,8 @@ async def settled() -> None:
 
 async def test_a_step_waits_for_the_end_of_a_long_pass(bus: MemoryBus) -> None:
     prefill, clock = passes(bus), Clock()
-    async with Turns(bus, "here", clock) as turns:
+    turns = Turns(bus, "here", clock)
+    async with turns.listening():
         await turns.free()
         await prefill.begins(512)
         await settled()
@@ -54,7 +55,8 @@ async def test_a_step_waits_for_the_end_of_a_long_pass(bus: MemoryBus) -> None:
 
 async def test_short_passes_keep_nobody(bus: MemoryBus) -> None:
     prefill, clock = passes(bus), Clock()
-    async with Turns(bus, "here", clock) as turns:
+    turns = Turns(bus, "here", clock)
+    async with turns.listening():
         await prefill.ended(512, 0.9 * LONG_S)
         await prefill.begins(512)
         await settled()
@@ -63,7 +65,8 @@ async def test_short_passes_keep_nobody(bus: MemoryBus) -> None:
 
 async def test_a_pause_has_an_end_whatever_is_heard(bus: MemoryBus) -> None:
     prefill, clock = passes(bus), Clock()
-    async with Turns(bus, "here", clock) as turns:
+    turns = Turns(bus, "here", clock)
+    async with turns.listening():
         await turns.free()
         await prefill.ended(512, 1.0)
         await prefill.begins(512)
@@ -78,7 +81,8 @@ async def test_a_pause_has_an_end_whatever_is_heard(bus: MemoryBus) -> None:
 
 async def test_the_longest_of_several_passes_counts(bus: MemoryBus) -> None:
     one, other, clock = passes(bus), passes(bus, "prefill-1"), Clock()
-    async with Turns(bus, "here", clock) as turns:
+    turns = Turns(bus, "here", clock)
+    async with turns.listening():
         await turns.free()
         for each in (one, other):
             await each.ended(512, 1.0)
@@ -94,7 +98,8 @@ async def test_the_longest_of_several_passes_counts(bus: MemoryBus) -> None:
 @pytest.mark.parametrize(("told", "heard"), [("here", "there"), ("", ""), ("here", "")])
 async def test_others_cores_are_their_own(bus: MemoryBus, told: str, heard: str) -> None:
     prefill, clock = passes(bus, group=told), Clock()
-    async with Turns(bus, heard, clock) as turns:
+    turns = Turns(bus, heard, clock)
+    async with turns.listening():
         await prefill.ended(512, 1.0)
         await prefill.begins(512)
         await settled()
