@@ -19,7 +19,7 @@ from shared.messages.work import DecodeTask
 from shared.runtime.worker import Worker
 from shared.telemetry import tracing
 from shared.transport.base import Segment
-from shared.transport.tensors import byte_view
+from shared.transport.tensors import byte_view, settled
 
 
 def leaves(num_remaining: int, step_s: float, left_s: float) -> bool:
@@ -68,7 +68,7 @@ class Departure:
             [
                 Segment(
                     num_tokens * geometry.bytes_per_token,
-                    lambda: byte_view(self._kv.gather(block_ids, num_tokens)),
+                    lambda: byte_view(settled(self._kv.gather(block_ids, num_tokens))),
                 )
             ],
             holders=[sequence.request_id],

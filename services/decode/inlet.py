@@ -6,7 +6,7 @@ until its piece is finished. Few pieces are under way at a time, so that landing
 a few.
 
 Pieces are moved by a thread of their own: their blocks are nobody else's, so no decode step waits
-for them. On a GPU the device keeps order, and the compute thread only has to ask.
+for them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import asyncio
 from collections.abc import Iterator
 from types import TracebackType
 
-import torch
-
+from services.decode.landing_moves import LandingMoves
 from shared.cache.block_pool import BlockHandle
 from shared.cache.kv_cache import KvCache
 from shared.errors import FailureKind, Outcome, RequestFailed, TransferError
@@ -69,11 +68,11 @@ class KvInlet:
         self._landing = landing
         self._pull_timeout_s = pull_timeout_s
         self._metrics = metrics
-        self._move = worker.compute
+        self._moves = LandingMoves(kv)
+        self._thread = ComputeThread("kv-landing")
 
     def __enter__(self) -> KvInlet:
-        if self._kv.device.type == "cpu":
-            self._move = ComputeThread("kv-landing").__enter__()
+        self._thread.__enter__()
         return self
 
     def __exit__(
@@ -82,9 +81,7 @@ class KvInlet:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._move is not self._worker.compute:
-            self._move.__exit__(kind, error, traceback)
-            self._move = self._worker.compute
+        self._thread.__exit__(kind, error, traceback)
 
     async def receive(self, task: DecodeTask, blocks: BlockHandle, ticket: Ticket) -> TokenId:
         """Pull everything and release the lease. Raises `RequestFailed`."""
@@ -118,11 +115,9 @@ class KvInlet:
     ) -> None:
         """Pull and move one piece after the other until none is left."""
         for segment, piece in pieces:
-            values = self._empty(piece)
+            values = self._moves.empty(piece)
             await self._pull(ref, segment, byte_view(values))
-            await self._move(
-                self._kv.scatter, blocks.block_ids, values, piece.layers, start=piece.first_token
-            )
+            await self._thread(self._moves.move, values, piece, blocks.block_ids)
 
     async def _last_token(self, task: DecodeTask) -> TokenId:
         if task.last_token_id is not None:
@@ -147,13 +142,6 @@ class KvInlet:
                     continue  # the owner has let us wait for half the time: no busy loop
                 raise
             return
-
-    def _empty(self, piece: KvPiece) -> torch.Tensor:
-        """Landing memory of one piece, `[layers, 2, num_tokens, kv_heads, head_dim]`."""
-        geometry = self._kv.geometry
-        num_layers = piece.last_layer - piece.first_layer
-        shape = (num_layers, 2, piece.num_tokens, geometry.num_kv_heads, geometry.head_dim)
-        return torch.empty(shape, dtype=self._kv.data.dtype, device=self._kv.device)
 
     def _check_sizes(self, ref: KvRef) -> None:
         geometry = self._kv.geometry

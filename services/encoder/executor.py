@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from shared.model.towers.base import Tower, TowerInput
+from shared.transport.tensors import settled
 
 
 class EncodeExecutor:
@@ -20,6 +21,7 @@ class EncodeExecutor:
         self._dtype = dtype or tower.dtype
 
     def run(self, media: Sequence[TowerInput]) -> list[torch.Tensor]:
-        """One contiguous `[num_tokens, embedding_width]` on its own storage per medium."""
+        """One contiguous `[num_tokens, embedding_width]` on its own storage per medium, computed to
+        the end: others may read it at once."""
         embeddings = self._tower.encode(media)
-        return [embedding.to(self._dtype, copy=True) for embedding in embeddings]
+        return [settled(embedding.to(self._dtype, copy=True)) for embedding in embeddings]

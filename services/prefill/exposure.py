@@ -93,9 +93,8 @@ class KvExposer:
         ready = None
         if progress is not None:
             ready = partial(progress.until, piece.last_token, piece.last_layer)
-        return Segment(
-            num_bytes, gathered, is_instant=num_bytes <= INSTANT_GATHER_BYTES, ready=ready
-        )
+        is_instant = num_bytes <= INSTANT_GATHER_BYTES and self._executor.gathers_at_once
+        return Segment(num_bytes, gathered, is_instant=is_instant, ready=ready)
 
 
 def _first_token(progress: PrefillProgress) -> Segment:

@@ -17,3 +17,13 @@ def byte_view(tensor: torch.Tensor) -> Buffer:
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} must be contiguous to be sent")
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     return flat.numpy() if flat.device.type == "cpu" else flat
+
+
+def settled(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, once a GPU has done what it was asked to do with it so far. Blocks.
+
+    Whoever offers memory to a transport must know that it is written: a transport knows no streams.
+    """
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return tensor
