@@ -9,7 +9,7 @@ from pydantic import ByteSize, Field, model_validator
 from services.decode.speculation import MAX_DRAFT_TOKENS
 from shared.runtime.flags import flag
 from shared.runtime.settings import Group
-from shared.runtime.worker_settings import MIB, WorkerSettings, bytes_field
+from shared.runtime.worker_settings import MIB, GraphSettings, WorkerSettings, bytes_field
 
 
 class SpeculationSettings(Group):
@@ -81,16 +81,5 @@ class DecodeSettings(WorkerSettings):
         "does not fit is computed again",
         json_schema_extra=flag("swap-bytes", "BYTES"),
     )
-    graph_bytes: ByteSize = Field(
-        ByteSize(2048 * MIB),
-        ge=0,
-        description="On a GPU: memory for CUDA graphs of decode steps; 0: none",
-        json_schema_extra=flag("graph-bytes", "BYTES"),
-    )
-    graph_context_tokens: int = Field(
-        8192,
-        ge=1,
-        description="On a GPU: steps with a longer context run without a graph",
-        json_schema_extra=flag("graph-context-tokens", "TOKENS"),
-    )
+    graphs: GraphSettings = GraphSettings()
     speculation: SpeculationSettings = SpeculationSettings()

@@ -18,7 +18,7 @@ def decode_steps(language: Language, settings: DecodeSettings) -> ForwardStep:
     model, kv = language.model, language.kv
     if kv.device.type != "cuda":
         return RecordedSteps(model, kv)
-    if not settings.graph_bytes or language.scratch_block_id is None:
+    if not settings.graphs.memory_bytes or language.scratch_block_id is None:
         return model
     limits = graph_limits(settings, language.pool.num_blocks * kv.block_size)
     return decode_step(model, kv, limits, language.scratch_block_id)
@@ -29,6 +29,6 @@ def graph_limits(settings: DecodeSettings, cache_tokens: int) -> GraphLimits:
     cache and are not out of the ordinary."""
     return GraphLimits(
         max_batch=settings.max_batch,
-        max_context_tokens=min(settings.graph_context_tokens, cache_tokens),
-        max_bytes=settings.graph_bytes,
+        max_context_tokens=min(settings.graphs.context_tokens, cache_tokens),
+        max_bytes=settings.graphs.memory_bytes,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from services.prefill.embeddings import EmbeddingReceiver
 from services.prefill.executor import PrefillExecutor
 from services.prefill.job import PrefillJob
@@ -15,6 +17,9 @@ from shared.cache.kv_cache import TORCH_DTYPES
 from shared.cache.prefix import PrefixCache
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
+from shared.model.forward_step import LayeredModel
+from shared.model.gpu.graph_limits import PrefillGraphLimits
+from shared.model.gpu.prefill_graphs import prefill_steps
 from shared.model.grammar import Grammars
 from shared.runtime.core_turns import LongPasses, group_on
 from shared.runtime.directory import WorkerDirectory
@@ -45,13 +50,14 @@ async def build(
     language = language or await open_language(
         worker, folder, block_size=settings.block_size, kv_bytes=settings.kv_bytes
     )
+    model = await asyncio.to_thread(layered_model, language, settings)
     landing = Landing(settings.landing_bytes)
     worker.transport.watch_quarantine(landing.set_quarantined)
     links = await open_links(worker, folder, settings, encoder)
     return PrefillStage(
         worker,
         links,
-        executor=PrefillExecutor(language.model, language.kv, folder.spec),
+        executor=PrefillExecutor(model, language.kv, folder.spec),
         scheduler=make_scheduler(worker, folder, language, settings),
         landing=landing,
         plan=piece_plan(language, settings, folder.device),
@@ -60,6 +66,20 @@ async def build(
         grammars=Grammars(folder.directory, folder.spec),
         passes=LongPasses(worker.bus, worker.me, group_on(folder.device, settings.core_group)),
     )
+
+
+def layered_model(language: Language, settings: PrefillSettings) -> LayeredModel:
+    """On a GPU with graphs of short prompts, which are captured at once. Blocks."""
+    kv, graphs, scratch_block_id = language.kv, settings.graphs, language.scratch_block_id
+    if not graphs.memory_bytes or not graphs.prompt_tokens or scratch_block_id is None:
+        return language.model
+    cache_tokens = language.pool.num_blocks * kv.block_size
+    limits = PrefillGraphLimits(
+        max_tokens=min(graphs.prompt_tokens, settings.max_batch_tokens),
+        max_context_tokens=min(graphs.context_tokens, cache_tokens),
+        max_bytes=graphs.memory_bytes,
+    )
+    return prefill_steps(language.model, kv, limits, scratch_block_id)
 
 
 def make_scheduler(

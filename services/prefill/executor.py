@@ -12,12 +12,14 @@ from shared.cache.kv_cache import KvCache
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.events import TokenLogprobs
 from shared.model.batch import ForwardBatch, IntArray, SequenceInput
-from shared.model.decoder import LanguageModel, StepContext
+from shared.model.forward_step import LayeredModel
 from shared.model.grammar import GrammarState
 from shared.model.positions import MediaGrid, media_spans, prompt_positions
 from shared.model.sampler import SamplingRow, sample
 from shared.model.sampling_row import SamplingState
+from shared.model.step import StepContext
 from shared.modelspec import ModelSpec
+from shared.transport.tensors import settled
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class PrefillStep:
     values of the finished layers in their blocks, which must stay the prompts' own meanwhile.
     """
 
-    def __init__(self, model: LanguageModel, kv: KvCache, inputs: Sequence[PromptInput]) -> None:
+    def __init__(self, model: LayeredModel, kv: KvCache, inputs: Sequence[PromptInput]) -> None:
         self._model = model
         self._kv = kv
         self._inputs = inputs
@@ -128,7 +130,7 @@ class PrefillStep:
 class PrefillExecutor:
     """Packs prompts end to end, runs them and chooses the first token of each."""
 
-    def __init__(self, model: LanguageModel, kv: KvCache, spec: ModelSpec) -> None:
+    def __init__(self, model: LayeredModel, kv: KvCache, spec: ModelSpec) -> None:
         self._model = model
         self._kv = kv
         self._spec = spec
@@ -172,10 +174,12 @@ class PrefillExecutor:
     ) -> torch.Tensor:
         """KV of a sequence's tokens from `start` on, complete and contiguous: `[layers, 2,
         num_tokens, kv_heads, head_dim]`."""
-        values = self._kv.gather(block_ids, num_tokens, layers, start=start)
-        if values.is_cuda:
-            torch.cuda.current_stream(values.device).synchronize()  # who sends it knows no streams
-        return values
+        return settled(self._kv.gather(block_ids, num_tokens, layers, start=start))
+
+    @property
+    def gathers_at_once(self) -> bool:
+        """Whether `gather` waits for nothing that is being computed."""
+        return self._kv.device.type == "cpu"
 
 
 def _sequence(each: PromptInput) -> SequenceInput:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import ByteSize, Field
 
 from shared.runtime.flags import flag
-from shared.runtime.worker_settings import MIB, WorkerSettings, bytes_field
+from shared.runtime.worker_settings import MIB, GraphSettings, WorkerSettings, bytes_field
 
 
 class PrefillSettings(WorkerSettings):
@@ -52,6 +52,7 @@ class PrefillSettings(WorkerSettings):
         "the next",
         json_schema_extra=flag("kv-transfer"),
     )
+    graphs: GraphSettings = GraphSettings()
     prefix_cache: bool = Field(
         True,
         description="Keep the KV of prompts while there is room, and start prompts with the same "

@@ -22,7 +22,7 @@ class LastTokens:
     plan: AttentionPlan
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class StepContext:
     """Valid while the batch's blocks stay where they are. `rotaries`: one per kind of rotation.
 

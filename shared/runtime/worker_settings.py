@@ -27,6 +27,30 @@ class TransferSettings(Group):
     )
 
 
+class GraphSettings(Group):
+    """CUDA graphs, on a GPU: steps that are recorded at the start and launched as a whole."""
+
+    memory_bytes: ByteSize = Field(
+        ByteSize(2048 * MIB),
+        ge=0,
+        description="On a GPU: memory for CUDA graphs of each stage; 0: none",
+        json_schema_extra=flag("graph-bytes", "BYTES"),
+    )
+    context_tokens: int = Field(
+        8192,
+        ge=1,
+        description="On a GPU: steps with a longer context run without a graph",
+        json_schema_extra=flag("graph-context-tokens", "TOKENS"),
+    )
+    prompt_tokens: int = Field(
+        1024,
+        ge=0,
+        description="On a GPU: forward passes over more prompt tokens run without a graph, which "
+        "saves them little; 0: all",
+        json_schema_extra=flag("graph-prompt-tokens", "TOKENS"),
+    )
+
+
 class EndpointSettings(ServiceSettings):
     """A service that is watched over HTTP."""
 

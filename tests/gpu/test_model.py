@@ -15,9 +15,11 @@ from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.decoder import LanguageModel
 from shared.model.gpu.attention import TritonAttention
 from shared.model.gpu.decode_graphs import DecodeGraphs
-from shared.model.gpu.graph_limits import GraphLimits
+from shared.model.gpu.graph_limits import GraphLimits, PrefillGraphLimits
 from shared.model.gpu.graph_recorder import CudaGraphRecorder, GraphRecorder, Step
+from shared.model.gpu.prefill_graphs import PrefillGraphs
 from shared.model.loader import load_language_model
+from shared.model.step import StepContext
 from shared.modelspec import ModelSpec
 
 BLOCK_SIZE = 16
@@ -116,3 +118,100 @@ def test_graphs_of_the_decode_step(twins: Twins, recorder: GraphRecorder) -> Non
     own = [0, 1, 3, 8, SCRATCH_BLOCK]
     others = [block for block in range(12) if block not in own]
     assert bool(twins.kv.data[:, :, others].isnan().all())
+
+
+class Layered:
+    """Prompts through graphs, layer by layer, beside the plain model."""
+
+    def __init__(self, twins: Twins, recorder: GraphRecorder) -> None:
+        limits = PrefillGraphLimits(max_tokens=32, max_context_tokens=64, max_seqs=3, step_tokens=8)
+        self.twins = twins
+        self.graphs = PrefillGraphs(twins.model, twins.kv, limits, SCRATCH_BLOCK, recorder)
+
+    def begin(self, batch: ForwardBatch) -> tuple[StepContext, torch.Tensor]:
+        return self.graphs.begin(batch, self.twins.kv), self.graphs.embed(batch)
+
+    def go_on(self, step: StepContext, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        for layer in range(start, stop):
+            hidden = self.graphs.forward_layers(hidden, step, self.twins.kv, layer, layer + 1)
+        return hidden
+
+    def logits(self, batch: ForwardBatch) -> torch.Tensor:
+        step, hidden = self.begin(batch)
+        hidden = self.go_on(step, hidden, 0, self.graphs.spec.num_layers)
+        return self.graphs.finish(hidden, step)
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen2_5_vl", "gemma3_text"], indirect=True)
+def test_graphs_of_short_prompts(twins: Twins, recorder: GraphRecorder) -> None:
+    layered = Layered(twins, recorder)
+    assert layered.graphs.sizes == (8, 16, 24, 32)
+    steps = [
+        [new(9, 0, [1, 8]), new(5, 0, [3]), new(2, 0, [0])],  # as many as a graph has tokens
+        [new(18, 9, [1, 8]), new(1, 5, [3])],  # behind a prefix, and one token beside it
+        [new(3, 2, [0])],  # a smaller graph
+    ]
+    for sequences in steps:
+        batch = twins.pack(sequences)
+        same(layered.logits(batch), twins.plain(batch))
+    assert (layered.graphs.num_replayed, layered.graphs.num_eager) == (3, 0)
+    # Nothing but the scratch block was written beside the sequences' own slots.
+    own = [0, 1, 3, 8, SCRATCH_BLOCK]
+    others = [block for block in range(12) if block not in own]
+    assert bool(twins.kv.data[:, :, others].isnan().all())
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen2_5_vl"], indirect=True)
+def test_graphs_of_a_prompt_with_a_picture(twins: Twins, recorder: GraphRecorder) -> None:
+    layered = Layered(twins, recorder)
+    width = layered.graphs.spec.hidden_size
+    rows = torch.from_numpy(np.random.default_rng(3).standard_normal((4, width))).float()
+    positions = np.stack([np.arange(12), np.arange(12) // 2, np.arange(12) % 5])
+    picture = SequenceInput(
+        tokens(12, 0),
+        positions,
+        [3],
+        media_index=[2, 3, 4, 5],
+        media_embeddings=rows.to(twins.device),
+    )
+    batch = twins.pack([picture])
+    same(layered.logits(batch), twins.plain(batch))
+    assert layered.graphs.num_replayed == 1
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen3"], indirect=True)
+def test_a_step_between_two_layers_of_another_runs_without_graphs(
+    twins: Twins, recorder: GraphRecorder
+) -> None:
+    layered = Layered(twins, recorder)
+    first, second = twins.pack([new(9, 0, [1])]), twins.pack([new(6, 0, [3])])
+    num_layers = layered.graphs.spec.num_layers
+    step, hidden = layered.begin(first)
+    hidden = layered.go_on(step, hidden, 0, 1)
+    same(layered.logits(second), twins.plain(second))
+    hidden = layered.go_on(step, hidden, 1, num_layers)
+    same(layered.graphs.finish(hidden, step), twins.plain(first))
+    assert (layered.graphs.num_replayed, layered.graphs.num_eager) == (1, 1)
+    # A step that is dropped gives the graphs back too.
+    step, hidden = layered.begin(first)
+    del step, hidden
+    same(layered.logits(second), twins.plain(second))
+    assert (layered.graphs.num_replayed, layered.graphs.num_eager) == (3, 1)
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen3"], indirect=True)
+def test_prompts_beyond_the_limits_run_without_graphs(
+    twins: Twins, recorder: GraphRecorder
+) -> None:
+    layered = Layered(twins, recorder)
+    beyond = [
+        [new(33, 0, [1, 2, 3])],  # tokens
+        [new(2, 0, [block]) for block in (0, 1, 2, 3)],  # sequences
+        [new(2, 64, [4, 5, 6, 7, 8])],  # context
+        [new(1, 5, [3])],  # a decode step
+    ]
+    twins.kv.data.zero_()
+    for sequences in beyond:
+        batch = twins.pack(sequences)
+        same(layered.logits(batch), twins.plain(batch))
+    assert (layered.graphs.num_replayed, layered.graphs.num_eager) == (0, 4)

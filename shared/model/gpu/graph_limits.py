@@ -1,6 +1,6 @@
-"""How many CUDA graphs of the decode step there are, and which one a batch takes.
+"""For which sizes of steps there are CUDA graphs.
 
-In: bounds. Out: batch sizes. Pure arithmetic.
+In: bounds. Out: batch sizes of decode steps, numbers of tokens of prompts. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class GraphLimits:
     max_bytes: int = 2 * GIB
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_context_tokens", "num_buckets", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}={getattr(self, name)}, the least is 1")
+        _check_at_least_1(self, "max_batch", "max_context_tokens", "num_buckets", "max_bytes")
 
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes to capture, ascending: powers of two and the largest batch.
@@ -38,3 +36,28 @@ class GraphLimits:
         count = min(self.num_buckets, len(ladder))
         step = len(ladder) / count
         return tuple(ladder[len(ladder) - 1 - int(i * step)] for i in reversed(range(count)))
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillGraphLimits:
+    """The same for steps of prompts: `max_seqs` prompts of `max_tokens` new tokens together."""
+
+    max_tokens: int
+    max_context_tokens: int
+    max_seqs: int = 8
+    step_tokens: int = 128
+    max_bytes: int = 2 * GIB
+
+    def __post_init__(self) -> None:
+        names = ("max_tokens", "max_context_tokens", "max_seqs", "step_tokens", "max_bytes")
+        _check_at_least_1(self, *names)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of tokens to capture, ascending: every `step_tokens`, and the largest."""
+        return (*range(self.step_tokens, self.max_tokens, self.step_tokens), self.max_tokens)
+
+
+def _check_at_least_1(limits: object, *names: str) -> None:
+    for name in names:
+        if getattr(limits, name) < 1:
+            raise SettingsError(f"{name}={getattr(limits, name)}, the least is 1")

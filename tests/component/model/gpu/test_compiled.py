@@ -32,7 +32,10 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-MATRIX_UNITS = {"_prefill": "wgmma.mma_async", "_split": "mma.sync"}
+MATRIX_UNITS = {
+    "_prefill": "wgmma.mma_async",
+    "_split": "mma.sync",
+}
 BF16 = torch.bfloat16
 
 
@@ -110,6 +113,8 @@ def launch_others() -> None:
     fused.swiglu(torch.zeros(4, 2 * 18944, dtype=BF16))
     cached = torch.zeros(2, 16, 4, 128, dtype=BF16)
     fused.write_cache(cached, torch.arange(4), heads[:, :4], heads[:, 4:8])
+    angles = heads[:, :1], heads[:, :1]
+    fused.rotate_into_cache(heads[:, :28], heads[:, 28:], *angles, cached, torch.arange(4))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def launch_others() -> None:
     [
         (launch_attention, ["_prefill", "_split", "_join"]),
         (launch_norms, ["_rms_norm", "_rms_norm"]),
-        (launch_others, ["_rotate", "_swiglu", "_write"]),
+        (launch_others, ["_rotate", "_swiglu", "_write", "_rotate"]),
     ],
     ids=["attention", "norms", "others"],
 )

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+FILES = ("test_attention", "test_elementwise", "test_model", "test_streams", "test_towers")
+
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["test_attention", "test_elementwise", "test_model"])
+@pytest.mark.parametrize("name", FILES)
 def test_kernels_under_the_interpreter(name: str, repository: Path) -> None:
     file = f"tests/gpu/{name}.py"
     done = subprocess.run(
@@ -34,4 +36,4 @@ def test_kernels_under_the_interpreter(name: str, repository: Path) -> None:
 
 def test_no_file_is_left_out(repository: Path) -> None:
     files = {path.stem for path in (repository / "tests/gpu").glob("test_*.py")}
-    assert files == {"test_attention", "test_elementwise", "test_model"}
+    assert files == set(FILES)
