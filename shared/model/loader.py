@@ -64,9 +64,13 @@ def load_tower(
     *,
     dtype: str | None = None,
     device: torch.device | str = "cpu",
+    compiles: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> Tower:
-    """The tower for pictures or sound alone; `UnsupportedModel` for a text-only model."""
+    """The tower for pictures or sound alone; `UnsupportedModel` for a text-only model.
+
+    `compiles`: see `Tower.quicken`.
+    """
     spec = spec or ModelSpec.load(model_dir)
     tower_spec = spec.vision or spec.audio
     if tower_spec is None or spec.family.tower is None:
@@ -81,4 +85,5 @@ def load_tower(
         tower.checkpoint_views(),
         on_progress=on_progress,
     )
+    tower.quicken(compiles=compiles)
     return tower

@@ -60,6 +60,7 @@ class ModelFolder:
     device: str
     kernels: KernelChoice = field(default_factory=KernelChoice)
     deterministic: bool = False
+    compiles_tower: bool = True
 
     def geometry(self, block_size: int) -> KvGeometry:
         """The shape of the KV cache."""
@@ -132,7 +133,13 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
     kernels = KernelChoice(settings.compute.linear_kernel, settings.compute.quantization)
     return ModelFolder(
-        directory, spec, dtype, device, kernels, deterministic=settings.compute.deterministic
+        directory,
+        spec,
+        dtype,
+        device,
+        kernels,
+        deterministic=settings.compute.deterministic,
+        compiles_tower=settings.compute.compile_tower == "auto",
     )
 
 

@@ -14,8 +14,9 @@ import torch
 
 from shared.model.gpu import fused
 from tests.support.models import model_dir_of
+from tests.support.vision_folders import vision_dir_of
 
-__all__ = ["model_dir_of"]
+__all__ = ["model_dir_of", "vision_dir_of"]
 
 
 @pytest.fixture

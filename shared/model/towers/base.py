@@ -51,6 +51,14 @@ class Tower(ABC):
         that replace its placeholders. They may be views of one tensor.
         """
 
+    def quicken(self, *, compiles: bool) -> bool:
+        """Take the device's own kernels for the same results, once the weights are loaded.
+
+        Blocks: with `compiles`, layers are compiled, which takes seconds. Returns whether there was
+        anything to take.
+        """
+        return False
+
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype

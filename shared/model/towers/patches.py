@@ -7,30 +7,65 @@ they travel behind the input embedding in the same row.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from shared.model.gpu.tower_layouts import TowerLayouts, has_layouts
 from shared.model.tower_families import TowerFamily
 from shared.model.towers.base import VisionTower
+from shared.model.towers.patch_projection import PatchProjection
 from shared.model.towers.pixels import Pixels
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_SIDE = 36
+"""Merged patches: a picture of a megapixel. The compiler chooses by the size that it sees first."""
 
 
 class PatchTower(VisionTower):
     """The whole tower is one module of transformers."""
 
+    _layouts: TowerLayouts | None = None
+
     @staticmethod
     def assemble(config: Any, family: TowerFamily) -> nn.Module:
         tower_class: Any = getattr(importlib.import_module(family.module), family.class_name)
-        module: nn.Module = tower_class(config.vision_config)
+        tower: Any = tower_class(config.vision_config)
+        tower.patch_embed.proj = PatchProjection(tower.patch_embed.proj)
+        module: nn.Module = tower
         return module
+
+    def quicken(self, *, compiles: bool) -> bool:
+        """On a GPU. Layers are compiled here rather than with the first request."""
+        if self.device.type != "cuda":
+            return False
+        # It imports transformers, which processes without a tower do without.
+        from shared.model.gpu import towers
+
+        is_compiled = towers.quicken(self.module, compiles=compiles)
+        if has_layouts():
+            self._layouts = TowerLayouts(self.module, self.device)
+        if is_compiled:
+            try:
+                self._warm_up()
+            except Exception as error:  # a compiler has many ways to fail, and none is fatal here
+                logger.warning("the tower's layers run uncompiled: %s", error)
+                towers.uncompile(self.module)
+        return True
+
+    def _warm_up(self) -> None:
+        length = WARM_UP_SIDE * self.spec.merge_size
+        values = torch.zeros(length**2, self.spec.patch_dim, dtype=self.dtype)
+        self.encode([Pixels(values, (1, length, length))])
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
         """Packed end to end: no padding, whatever their sizes."""
-        grids = [each.grid_thw for each in pictures]
+        grids = tuple(each.grid_thw for each in pictures)
         num_patches = sum(t * h * w for t, h, w in grids)
         values = self.pack(pictures)
         if values.shape != (num_patches, self.spec.patch_dim):
@@ -38,7 +73,8 @@ class PatchTower(VisionTower):
                 f"pixel_values {list(values.shape)} for grids of {num_patches} patches "
                 f"of {self.spec.patch_dim} values"
             )
-        output = self.module(values, grid_thw=torch.tensor(grids, device=self.device))
+        layout = {} if self._layouts is None else self._layouts.of(grids)
+        output = self.module(values, grid_thw=torch.tensor(grids, device=self.device), **layout)
         rows = output.pooler_output
         if self.spec.num_deepstack_layers:
             rows = torch.cat((rows, *output.deepstack_features), dim=-1)

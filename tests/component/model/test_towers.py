@@ -31,15 +31,15 @@ def test_packed_pictures_equal_single_ones(
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_embeddings_equal_transformers(family: str, model_dir_of: Callable[[str], Path]) -> None:
-    tower = load_tower(model_dir_of(family))
+    tower = load_tower(model_dir_of(family), dtype="float64")
     prompt = make_prompt_for(family, model_dir_of)
     assert prompt.pixel_values is not None
-    reference = load_reference(family, model_dir_of(family), torch.float32)
+    reference = load_reference(family, model_dir_of(family), torch.float64)
     with torch.no_grad():
-        features = reference.model.get_image_features(prompt.pixel_values, prompt.grid_thw)
+        features = reference.model.get_image_features(prompt.pixel_values.double(), prompt.grid_thw)
     ours = tower.encode(prompt.pixels)
     for mine, theirs in zip(ours, features.pooler_output, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
 def test_wrong_patch_counts_are_refused(model_dir_of: Callable[[str], Path]) -> None:
