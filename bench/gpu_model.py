@@ -20,10 +20,11 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.decoder import LanguageModel
-from shared.model.forward_step import ForwardStep
+from shared.model.forward_step import ForwardStep, LayeredModel
 from shared.model.gpu.backend import backend_for
 from shared.model.gpu.decode_graphs import decode_step
-from shared.model.gpu.graph_limits import GraphLimits
+from shared.model.gpu.graph_limits import GraphLimits, PrefillGraphLimits
+from shared.model.gpu.prefill_graphs import prefill_steps
 from shared.model.towers.build import build_tower
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec, TextSpec
@@ -111,6 +112,19 @@ class LanguageBench:
         sequence = SequenceInput(range(num_tokens), range(num_tokens), blocks)
         return ForwardBatch.pack([sequence], BLOCK_SIZE, device=self.kv.device)
 
+    def prompt_graphs(self, max_tokens: int) -> LayeredModel:
+        """Short prompts as production runs them; the cache's last block is the scratch block."""
+        limits = PrefillGraphLimits(max_tokens, max_tokens)
+        return prefill_steps(self.model, self.kv, limits, self.kv.num_blocks - 1)
+
+    def prefill(self, model: LayeredModel, batch: ForwardBatch) -> torch.Tensor:
+        """One pass as prefill workers take it, layer by layer."""
+        step = model.begin(batch, self.kv)
+        hidden = model.embed(batch)
+        for layer in range(self.spec.num_layers):
+            hidden = model.forward_layers(hidden, step, self.kv, layer, layer + 1)
+        return model.finish(hidden, step)
+
     def graphs(self, max_batch: int, max_context_tokens: int) -> ForwardStep:
         """Decode steps as production runs them; the cache's last block is the scratch block."""
         limits = GraphLimits(max_batch, max_context_tokens)
@@ -134,6 +148,7 @@ class TowerBench:
                 Path(folder), spec.family.tower, spec.vision, torch.bfloat16, device
             )
         randomize(self.tower.module)
+        self.tower.quicken(compiles=True)
 
     def pictures(self, num_pictures: int) -> list[Pixels]:
         """So many pictures of one megapixel, on the device already."""

@@ -20,7 +20,7 @@ from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
-from shared.model.decoder_layer import DecoderLayer
+from shared.model.decoder_layer import DecoderLayer, Stream
 from shared.model.kernels.paired import PairedKernel
 from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel, Rows
 from shared.model.norm import norm_of
@@ -122,14 +122,17 @@ class LanguageModel(nn.Module):
         Running `0..n` at once or in pieces gives bit-equal results. Of the last layer come only
         `step.last` where that is given, `[num_seqs, hidden]`.
         """
+        stream = Stream(hidden)
         for index in range(start, stop):
             last = step.last if index == self.spec.num_layers - 1 else None
-            hidden = self.layers[index].forward(hidden, step, kv, last)
+            stream = self.layers[index].forward(stream, step, kv, last)
             if index < self.spec.num_deepstack_layers and step.batch.media_index is not None:
                 features = self._media_vectors(step.batch, index + 1)
                 if features is not None:
+                    hidden = stream.sum()
                     hidden.index_add_(0, step.batch.media_index, features)
-        return hidden
+                    stream = Stream(hidden)
+        return stream.sum()
 
     @torch.inference_mode()
     def finish(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:

@@ -7,6 +7,7 @@ layers around it.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,10 +16,30 @@ from shared.cache.kv_cache import KvCache
 from shared.model.checkpoint import Destination
 from shared.model.mlp import GatedMlp
 from shared.model.moe import MixtureOfExperts
-from shared.model.norm import norm_of, residual_sum
+from shared.model.norm import RmsNorm, norm_of, residual_sum
 from shared.model.self_attention import SelfAttention
 from shared.model.step import LastTokens, StepContext
 from shared.modelspec import TextSpec
+
+
+class Stream(NamedTuple):
+    """The residual stream behind a layer: its sum up to there, and what the layer adds to it.
+
+    The sum of both belongs to the next norm, which on a GPU is one kernel with it.
+    """
+
+    hidden: torch.Tensor
+    pending: torch.Tensor | None = None
+
+    def normed(self, norm: RmsNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole sum, and its normalisation."""
+        if self.pending is None:
+            return self.hidden, norm.forward(self.hidden)
+        return norm.add(self.hidden, self.pending)
+
+    def sum(self) -> torch.Tensor:
+        """The whole sum."""
+        return self.hidden if self.pending is None else residual_sum(self.hidden, self.pending)
 
 
 class DecoderLayer(nn.Module):
@@ -40,11 +61,12 @@ class DecoderLayer(nn.Module):
         self.mlp_out_norm = norm_of(spec, spec.hidden_size, dtype) if spec.post_norms else None
 
     def forward(
-        self, hidden: torch.Tensor, step: StepContext, kv: KvCache, last: LastTokens | None = None
-    ) -> torch.Tensor:
+        self, stream: Stream, step: StepContext, kv: KvCache, last: LastTokens | None = None
+    ) -> Stream:
         """`[num_tokens, hidden]` in and out; with `last` only these rows come out, while the keys
         and values of all are written."""
-        attended = self.attention.forward(self.input_norm.forward(hidden), step, kv, last)
+        hidden, normed = stream.normed(self.input_norm)
+        attended = self.attention.forward(normed, step, kv, last)
         if last is not None:
             hidden = hidden[last.rows]
         if self.attention_out_norm is not None:
@@ -53,7 +75,7 @@ class DecoderLayer(nn.Module):
         transformed = self.mlp.forward(normed)
         if self.mlp_out_norm is not None:
             transformed = self.mlp_out_norm.forward(transformed)
-        return residual_sum(hidden, transformed)
+        return Stream(hidden, transformed)
 
     def checkpoint_views(
         self, prefix: str, names: Container[str]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from shared.cache.kv_cache import KvCache
+from shared.model.gpu import fused
 from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 from shared.model.norm import norm_of
@@ -45,17 +46,29 @@ class SelfAttention(nn.Module):
         layer's KV of the new tokens."""
         heads = self.qkv.forward(hidden).view(hidden.shape[0], -1, self.head_dim)
         qk = self._normed(heads[:, : self.num_heads + self.num_kv_heads])
-        if self.rope_index is not None:
-            qk = step.rotaries[self.rope_index].rotate(qk)
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         v = heads[:, self.num_heads + self.num_kv_heads :]
-        kv.write(self.layer, step.batch.slot_mapping, k, v)
+        qk = self._placed(qk, v, step, kv)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         plan = step.plan
         if last is not None:
             q, k, v, plan = q[last.rows], k[last.rows], v[last.rows], last.plan
         if self.query_scale != 1.0:
             q = q * self.query_scale
         return self.o.forward(plan.attend(self.layer, q, k, v, kv))
+
+    def _placed(
+        self, qk: torch.Tensor, v: torch.Tensor, step: StepContext, kv: KvCache
+    ) -> torch.Tensor:
+        """Queries and keys, rotated; the keys and `v` are in the cache."""
+        slots = step.batch.slot_mapping
+        rotary = None if self.rope_index is None else step.rotaries[self.rope_index]
+        if rotary is not None and fused.takes(qk):
+            cached = kv.layer_slots(self.layer)
+            return fused.rotate_into_cache(qk, v, rotary.cos, rotary.sin_signed, cached, slots)
+        if rotary is not None:
+            qk = rotary.rotate(qk)
+        kv.write(self.layer, slots, qk[:, self.num_heads :], v)
+        return qk
 
     def _normed(self, qk: torch.Tensor) -> torch.Tensor:
         if self.q_norm is None or self.k_norm is None:

@@ -21,7 +21,7 @@ from tests.support.paged_attention import (
 # (cached, new): whole prompts, chunks behind a prefix, decoding; around tile and block borders.
 MIXED = [(0, 5), (33, 1), (20, 17), (3, 40)]
 DECODE = [(0, 1), (31, 1), (70, 1)]
-SMALL_TILE = PrefillTile(rows=64, keys=32, num_warps=4, num_stages=2)
+SMALL_TILE = PrefillTile(rows=64, keys=32, num_warps=4, num_stages=1)
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 

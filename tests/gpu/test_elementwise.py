@@ -93,6 +93,37 @@ def test_rotation(head_dim: int, is_three_axes: bool, dtype: torch.dtype, device
     close(out, wide * cos + swapped * sin, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("num_q", "num_kv", "head_dim"), [(4, 2, 64), (7, 1, 80), (3, 3, 128)])
+def test_rotation_with_the_cache_write(
+    num_q: int, num_kv: int, head_dim: int, dtype: str, device: str
+) -> None:
+    geometry = KvGeometry(2, num_kv, head_dim, block_size=4, dtype=dtype)
+    kv, expected = (KvCache(geometry, 3, device=device) for _ in range(2))
+    kv.data.fill_(1.0)
+    expected.data.fill_(1.0)
+    heads = random(5, num_q + 2 * num_kv, head_dim, dtype=kv.data.dtype, device=device)
+    qk, v = heads[:, : num_q + num_kv], heads[:, num_q + num_kv :]
+    spec = RopeSpec(rope_type="default", theta=10_000.0)
+    positions = torch.arange(5, device=device) * 7
+    rotary = RotaryEmbedding(spec, head_dim, device).at(positions, qk.dtype)
+    angles = rotary.cos, rotary.sin_signed
+    slots = torch.tensor([11, 0, 6, 5, 1], device=device)
+    out = fused.rotate_into_cache(qk, v, *angles, kv.layer_slots(1), slots)
+    assert torch.equal(out, fused.rotate(qk, *angles))
+    fused.write_cache(expected.layer_slots(1), slots, out[:, num_q:], v)
+    assert torch.equal(kv.data, expected.data)
+
+
+def test_rotation_refuses_a_cache_of_other_heads(device: str) -> None:
+    kv = KvCache(KvGeometry(1, 2, 64, 4, "float32"), 1, device=device)
+    heads = random(1, 3, 64, dtype=torch.float32, device=device)
+    angles = heads[:, :1], heads[:, :1]
+    slots = torch.zeros(1, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match=r"values \(1, 1, 64\) do not fit a cache of"):
+        fused.rotate_into_cache(heads[:, :2], heads[:, 2:], *angles, kv.layer_slots(0), slots)
+
+
 def test_rotation_refuses_angles_of_other_tokens(device: str) -> None:
     heads = random(5, 2, 16, dtype=torch.float32, device=device)
     with pytest.raises(ValueError, match=r"cosines \(4, 1, 16\) do not fit heads \(5, 2, 16\)"):

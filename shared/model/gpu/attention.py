@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from triton import knobs
 
 from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionPlan, SdpaAttention
@@ -21,6 +20,7 @@ from shared.model.gpu.decode_attention import SPLIT_TOKENS, DecodeSplits, decode
 from shared.model.gpu.fused import KERNEL_DTYPES
 from shared.model.gpu.paging import Paging
 from shared.model.gpu.prefill_attention import PrefillTile, PrefillTiles, prefill_attention
+from shared.model.gpu.tile import IS_INTERPRETED
 
 PROGRAMS_PER_MULTIPROCESSOR = 4
 """How many decode programs share a multiprocessor: enough to hide each other's waits for memory."""
@@ -92,7 +92,7 @@ class TritonPlan:
         """See `AttentionPlan`; `k` and `v` are read from the cache, where they already are."""
         cached = kv.layer_slots(layer)
         window = self.windows[layer] if self.windows else 0
-        wide = q.dtype == torch.float32 or knobs.runtime.interpret
+        wide = q.dtype == torch.float32 or IS_INTERPRETED
         if q.stride()[1:] != (q.shape[2], 1):
             q = q.contiguous()
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

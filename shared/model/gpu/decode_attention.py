@@ -20,7 +20,7 @@ from shared.model.gpu.tile import HIDDEN_SCORE, LOG2_E, attend_keys, load_rows, 
 
 SPLIT_TOKENS = 256
 KEYS_AT_A_TIME = 64
-SPLITS_AT_A_TIME = 16
+SPLITS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +81,7 @@ def decode_attention(
     _, _, num_kv_heads, head_dim = cached.shape
     num_heads = q.shape[1]
     group = num_heads // num_kv_heads
-    _split[(min(num_programs, splits.sequence.shape[0]), num_kv_heads)](
+    _split[(num_kv_heads, min(num_programs, splits.sequence.shape[0]))](
         splits.partial,
         splits.weight,
         q,
@@ -119,7 +119,7 @@ def decode_attention(
         head_dim=head_dim,
         block_d=padded_head_dim(head_dim),
         block_s=SPLITS_AT_A_TIME,
-        num_warps=4,
+        num_warps=1,
     )
 
 
@@ -151,7 +151,8 @@ def _split(
     wide: tl.constexpr,
 ) -> None:
     """One program: every n-th piece of all contexts, for one KV head and its query heads."""
-    kv_head = tl.program_id(1)
+    # Heads of one piece start side by side: their keys lie side by side in memory.
+    kv_head = tl.program_id(0)
     row = tl.arange(0, block_h)
     is_row = row < group
     head = kv_head * group + row
@@ -159,7 +160,7 @@ def _split(
     mask = is_row[:, None] & (channel < head_dim)[None, :]
     slot_width: tl.constexpr = num_kv_heads * head_dim
     num_splits = tl.load(sequence_ends + num_seqs)
-    for split in range(tl.program_id(0), num_splits, tl.num_programs(0)):
+    for split in range(tl.program_id(1), num_splits, tl.num_programs(1)):
         sequence = tl.load(split_sequence + split)
         context_len = tl.load(context_lens + sequence)
         q_row = tl.load(query_starts + sequence).to(tl.int64) * q_stride
@@ -180,7 +181,7 @@ def _split(
         # A piece that lies in front of the window gathered nothing: its weight is as good as zero.
         rows = head.to(tl.int64) + split * (num_kv_heads * group)
         total = tl.where(low < high, total, 1.0)
-        tl.store(weight + rows, m + tl.log2(total), mask=is_row)
+        tl.store(weight + rows, m * scale + tl.log2(total), mask=is_row)
         result = weighted / total[:, None]
         tl.store(partial + rows[:, None] * head_dim + channel[None, :], result, mask=mask)
 

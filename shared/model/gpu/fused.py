@@ -56,6 +56,20 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor) -> torc
     return rotary.rotate(x, cos, sin_signed)
 
 
+def rotate_into_cache(
+    qk: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin_signed: torch.Tensor,
+    cached: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> torch.Tensor:
+    """`rotate` of query and key heads together, and `write_cache` of these keys with `v`."""
+    from shared.model.gpu import rotary
+
+    return rotary.rotate(qk, cos, sin_signed, rotary.CacheRows(cached, slot_mapping, v))
+
+
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up`, `[num_tokens, 2 * width]` to `[num_tokens, width]`."""
     from shared.model.gpu import swiglu as kernel

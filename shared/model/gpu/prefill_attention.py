@@ -36,7 +36,7 @@ class PrefillTile:
             return cls(rows=64, keys=32, num_warps=4, num_stages=1)
         if head_dim > 128:
             return cls(rows=128, keys=32, num_warps=8, num_stages=2)
-        return cls(rows=128, keys=64, num_warps=8, num_stages=2)
+        return cls(rows=128, keys=128 if head_dim > 64 else 64, num_warps=8, num_stages=2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,5 +215,7 @@ def _prefill(
         channel = tl.arange(0, block_d)
         out_rows = q_rows * (num_kv_heads * group * head_dim) + head * head_dim
         mask = is_row[:, None] & (channel < head_dim)[None, :]
+        # A row that is not there has seen nothing.
+        total = tl.where(is_row, total, 1.0)
         result = (weighted / total[:, None]).to(out.dtype.element_ty)
         tl.store(out + out_rows[:, None] + channel[None, :], result, mask=mask)

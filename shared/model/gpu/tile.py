@@ -2,8 +2,9 @@
 
 In: queries of a tile in registers and a range of keys. Out: running maximum, sum and weighted
 values (online softmax, Milakov and Gimelshein 2018; tiled as in Dao 2023, FlashAttention-2). Knows
-no batch: which rows a tile holds and which keys it reads is its caller's. Scores are kept in base
-2, where the exponential is one instruction.
+no batch: which rows a tile holds and which keys it reads is its caller's. Scores and their maximum
+are kept as the product gives them; `scale` turns them into exponents of 2, whose power is one
+instruction.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import math
 
 import triton
 import triton.language as tl
+from triton import knobs
+
+IS_INTERPRETED = bool(knobs.runtime.interpret)
+"""Whether kernels run on the CPU. Triton decides when it is imported."""
 
 LOG2_E = math.log2(math.e)
 
-# Finite, so that a row that saw no key yet gives no NaN: what it gathers is wiped out by its first
-# visible key.
+# Finite, so that the difference of two of them is no NaN.
 HIDDEN_SCORE = tl.constexpr(-1.0e30)
 
 
@@ -36,6 +40,20 @@ def dot(a: tl.tensor, b: tl.tensor, wide: tl.constexpr) -> tl.tensor:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
     else:
         return tl.dot(a, b)
+
+
+@triton.jit
+def weigh(
+    scores: tl.tensor, maximum: tl.tensor, scale: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Rows' new maximum, the weights of `scores` under it, and what older weights shrink by."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    # A score's product and difference are one instruction that rounds once. Where a row has seen
+    # nothing yet that would leave the rounding error of a huge product, so there nothing is taken
+    # off, and its hidden keys weigh nothing.
+    offset = tl.where(new_maximum == HIDDEN_SCORE, 0.0, new_maximum * scale)
+    weights = tl.exp2(scores * scale - offset[:, None])
+    return new_maximum, weights, tl.exp2((maximum - new_maximum) * scale)
 
 
 @triton.jit
@@ -101,17 +119,14 @@ def attend_keys(
         offsets = (page.to(tl.int64) * block_size + token % block_size) * slot_width
         k = load_rows(keys, offsets, is_there, is_whole, head_dim, block_d)
         v = load_rows(values, offsets, is_there, is_whole, head_dim, block_d)
-        scores = dot(q, tl.trans(k), wide) * scale
+        scores = dot(q, tl.trans(k), wide)
         if not is_whole:
             scores = tl.where(is_there[None, :], scores, HIDDEN_SCORE)
         if is_banded:
             is_seen = token[None, :] >= seen_from[:, None]
             is_seen = is_seen & (token[None, :] < seen_to[:, None])
             scores = tl.where(is_seen, scores, HIDDEN_SCORE)
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        shrink = tl.exp2(maximum - new_maximum)
+        maximum, weights, shrink = weigh(scores, maximum, scale)
         total = total * shrink + tl.sum(weights, 1)
         weighted = weighted * shrink[:, None] + dot(weights.to(v.dtype), v, wide)
-        maximum = new_maximum
     return maximum, total, weighted
