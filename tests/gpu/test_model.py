@@ -120,6 +120,17 @@ def test_graphs_of_the_decode_step(twins: Twins, recorder: GraphRecorder) -> Non
     assert bool(twins.kv.data[:, :, others].isnan().all())
 
 
+def test_a_step_without_memory_is_not_recorded(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("needs a CUDA device: the CPU records nothing")
+    recorder = CudaGraphRecorder(torch.device("cuda", 0), max_bytes=1 << 23)
+    assert recorder.record(lambda: torch.empty(1 << 50, device=device)) is None
+    assert recorder.record(lambda: torch.ones(1 << 24, device=device)) is None
+    replay = recorder.record(lambda: torch.ones(4, device=device) * 2)
+    assert replay is not None
+    assert replay().tolist() == [2, 2, 2, 2]
+
+
 class Layered:
     """Prompts through graphs, layer by layer, beside the plain model."""
 

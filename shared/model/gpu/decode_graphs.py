@@ -56,7 +56,9 @@ class DecodeGraphs:
             replay = recorder.record(self._step_of(size))
             if replay is None:
                 logger.warning(
-                    "no CUDA graph for %d sequences: the limit is %d bytes", size, limits.max_bytes
+                    "no CUDA graph for %d sequences: it would not fit into %d bytes, or the device",
+                    size,
+                    limits.max_bytes,
                 )
             else:
                 self._replays[size] = replay

@@ -24,7 +24,7 @@ class GraphRecorder(Protocol):
         """A function that does what `run` does, on the same memory.
 
         Its result is valid until any recorded step is replayed. None where recording it would take
-        more memory than allowed.
+        more memory than is allowed, or than there is.
         """
         ...
 
@@ -40,6 +40,13 @@ class CudaGraphRecorder:
 
     def record(self, run: Step) -> Step | None:
         """See `GraphRecorder`. Recording large steps first lets small ones use their memory."""
+        try:
+            return self._record(run)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
+
+    def _record(self, run: Step) -> Step | None:
         self._warm_up(run)
         before = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()

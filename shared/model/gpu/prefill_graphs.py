@@ -66,7 +66,7 @@ class PrefillGraphs:
             layers = RecordedLayers.record(model, kv, self._inputs, size, recorder)
             if layers is None:
                 logger.warning(
-                    "no CUDA graphs for prompts of %d tokens: the limit is %d bytes",
+                    "no CUDA graphs for prompts of %d tokens: not within %d bytes, or no memory",
                     size,
                     limits.max_bytes,
                 )
