@@ -7,10 +7,14 @@ right answer. Prints the share per kind of question and, last, over all.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,13 +35,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026, help="seed of the questions (2026)")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (8)")
     parser.add_argument("--url", help="a running server instead of starting one")
+    parser.add_argument("--keep", type=Path, help="file for questions, pictures and answers (JSON)")
     options = parser.parse_args()
     samples = list(held_out(options.questions, options.seed))
-    if options.url:
-        print(report(samples, ask_all(options.url, samples, options.concurrency)))
-        return
-    with running_server() as url:
-        print(report(samples, ask_all(url, samples, options.concurrency)))
+    with nullcontext(options.url) if options.url else running_server() as url:
+        answers = ask_all(url, samples, options.concurrency)
+    if options.keep is not None:
+        options.keep.write_text(json.dumps(kept(samples, answers), indent=1), encoding="utf-8")
+    print(report(samples, answers))
+
+
+def kept(samples: list[Sample], answers: list[str]) -> list[dict[str, Any]]:
+    """What was asked and answered, to be compared between two machines: pictures by their pixels,
+    since drawing them is a library's affair."""
+    return [
+        {
+            "messages": sample.messages,
+            "pictures": [hashlib.sha256(picture.tobytes()).hexdigest() for picture in sample.pictures],
+            "expected": sample.answer,
+            "answer": answer,
+        }
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
 
 
 def ask_all(url: str, samples: list[Sample], concurrency: int) -> list[str]:

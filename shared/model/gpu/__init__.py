@@ -1,6 +1,6 @@
-"""Triton kernels for CUDA and what is built on them.
+"""What a CUDA device gets: Triton kernels, graphs, and changed towers.
 
-They have been run under Triton's interpreter on the CPU and compiled for Hopper (sm_90), and have
-not run on a GPU yet: their results are tested, their speed is not known. `fused`, `backend` and
-`decode_graphs` can be imported where triton is missing; nothing here is used on the CPU.
+`fused`, `backend`, the graphs and `tower_layouts` can be imported where triton is missing; nothing
+here is used on the CPU. The kernels' results are tested under Triton's interpreter, and wherever
+there is a GPU on it.
 """
