@@ -25,6 +25,7 @@ BENCHES = {
     "compare": "Triptych and other installed servers side by side on one model folder",
     "floors": "what memory and arithmetic allow a model, and how near the linear kernels come",
     "prefill": "one step on a CPU: time by part, compiled kernels against torch's",
+    "tower": "a picture through a vision tower on a CPU: our layers against transformers'",
     "prompt_attention": "attention of a prompt on a CPU: pairs of bfloat16 against float32",
     "decode_step": "a decode step on a CPU, call by call and recorded, by kernels and weights",
     "gpu": "a 7 B model on one CUDA device: decode, prefill, pictures and hand-over over floors",

@@ -51,7 +51,9 @@ def kept(samples: list[Sample], answers: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "messages": sample.messages,
-            "pictures": [hashlib.sha256(picture.tobytes()).hexdigest() for picture in sample.pictures],
+            "pictures": [
+                hashlib.sha256(picture.tobytes()).hexdigest() for picture in sample.pictures
+            ],
             "expected": sample.answer,
             "answer": answer,
         }

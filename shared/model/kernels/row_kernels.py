@@ -159,16 +159,21 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor | None:
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor) -> torch.Tensor | None:
     """`x cos + swapped(x) sin_signed` of bfloat16 heads `[num_tokens, heads, head_dim]` on a CPU.
 
-    `cos` and `sin_signed` are `[num_tokens, 1, head_dim]`; heads are swapped half by half.
+    `cos` and `sin_signed` are `[num_tokens, 1, head_dim]`, bfloat16 or float32; heads are swapped
+    half by half.
     """
     num_tokens, heads, head_dim = x.shape
     is_fit = x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_compiled_kernels()
     if not is_fit or head_dim % (2 * VECTOR_LANES) or x.stride()[1:] != (head_dim, 1):
         return None
-    if cos.dtype != x.dtype or not (cos.is_contiguous() and sin_signed.is_contiguous()):
+    if cos.dtype != sin_signed.dtype or cos.dtype not in (torch.bfloat16, torch.float32):
+        return None
+    if not (cos.is_contiguous() and sin_signed.is_contiguous()):
         return None
     from shared.model.kernels import rotations
 
+    is_wide = cos.dtype == torch.float32
+    kernel = rotations.rotate_bf16_by_f32 if is_wide else rotations.rotate_bf16
     out = torch.empty(x.shape, dtype=x.dtype)
     arguments = np.array(
         (
@@ -184,7 +189,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor) -> torc
         ),
         np.int64,
     )
-    run_on_team(rotations.rotate_bf16.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
+    run_on_team(kernel.address, arguments, single=x.numel() <= MAX_SINGLE_VALUES)
     return out
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from shared.model.gpu.tower_layouts import TowerLayouts, has_layouts
 from shared.model.tower_families import TowerFamily
+from shared.model.towers import patch_layers
 from shared.model.towers.base import VisionTower
 from shared.model.towers.patch_projection import PatchProjection
 from shared.model.towers.pixels import Pixels
@@ -40,9 +41,10 @@ class PatchTower(VisionTower):
         return module
 
     def quicken(self, *, compiles: bool) -> bool:
-        """On a GPU. Layers are compiled here rather than with the first request."""
-        if self.device.type != "cuda":
-            return False
+        """On a GPU, layers are compiled here rather than with the first request."""
+        if self.device.type == "cpu":
+            patch_layers.quicken(self.module)
+            return True
         # It imports transformers, which processes without a tower do without.
         from shared.model.gpu import towers
 

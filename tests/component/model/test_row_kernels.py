@@ -105,6 +105,23 @@ def test_rotations_are_those_of_torch(head_dim: int) -> None:
     assert rotate(heads[..., :8], cos[..., :8], sin[..., :8]) is None
 
 
+@needs_compiled
+@pytest.mark.parametrize("head_dim", [16, 64, 80])
+def test_rotations_by_float32_angles_are_rounded_once(head_dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = torch.randn(NUM_ROWS, 9, head_dim, generator=generator).bfloat16()[:, 2:]
+    angles = torch.rand(NUM_ROWS, 1, head_dim, generator=generator) * 6
+    cos, sin = angles.cos(), angles.sin()
+    half = head_dim // 2
+    swapped = torch.cat((heads[..., half:], heads[..., :half]), dim=-1)
+    for rows in (1, NUM_ROWS):
+        got = rotate(heads[:rows], cos[:rows], sin[:rows])
+        assert got is not None
+        expected = heads.float() * cos + swapped.float() * sin
+        assert torch.equal(got, expected.bfloat16()[:rows])
+    assert rotate(heads, cos.double(), sin.double()) is None
+
+
 def test_everything_else_goes_to_torch() -> None:
     weight = torch.ones(16)
     assert rms_norm(torch.ones(2, 16), weight, EPS) is None

@@ -1,0 +1,169 @@
+"""Attention of a patch tower on a CPU: within pictures, frames or windows packed end to end.
+
+In: hidden states, where sequences end, and angles as transformers gives them. Out: hidden states.
+Neighbours of one length attend in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from shared.cache.geometry import KvGeometry
+from shared.cache.kv_cache import KvCache
+from shared.model.batch import ForwardBatch
+from shared.model.kernels import row_kernels
+from shared.model.kernels.choice import has_paired_kernels
+from shared.model.prompt_attention import PromptPlan
+
+MAX_PLANS = 4
+"""Kept with their pages: pictures of one size come in every layer, whole and in windows."""
+
+
+class LayersShare:
+    """What the attention of all layers of one tower shares; for one call at a time."""
+
+    def __init__(self) -> None:
+        self._source: Any = None
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.paged = lru_cache(MAX_PLANS)(_paged)
+
+    def angles(
+        self, source: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines `[num_patches, 1, head_dim]`, made once in a call, from cosines
+        and sines `[num_patches, head_dim]` as transformers gives them."""
+        if source is not self._source or self._angles is None:
+            cos, sin = (each.float() for each in source)
+            half = sin.shape[-1] // 2
+            signed = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
+            self._source, self._angles = source, (cos[:, None].contiguous(), signed[:, None])
+        return self._angles
+
+
+class PatchAttention(nn.Module):
+    """Takes over the maps of transformers' attention, which is the same in all patch towers."""
+
+    def __init__(self, attention: Any, share: LayersShare) -> None:
+        super().__init__()
+        self.qkv: nn.Module = attention.qkv
+        self.proj: nn.Module = attention.proj
+        self._num_heads: int = attention.num_heads
+        self._scale: float = attention.scaling
+        self._share = share
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_: Any,
+    ) -> torch.Tensor:
+        """`[num_patches, hidden]` in and out; `cu_seqlens` `[num_sequences + 1]` bounds what sees
+        each other."""
+        num_patches, both = hidden_states.shape[0], 2 * self._num_heads
+        heads = self.qkv(hidden_states).view(num_patches, both + self._num_heads, -1)
+        qk = self._rotated(heads[:, :both], *self._share.angles(position_embeddings))
+        q, k = qk[:, : self._num_heads], qk[:, self._num_heads :]
+        out = attend_within(q, k, heads[:, both:], cu_seqlens, self._scale, self._share)
+        projected: torch.Tensor = self.proj(out.flatten(1))
+        return projected
+
+    def _rotated(
+        self, qk: torch.Tensor, cos: torch.Tensor, sin_signed: torch.Tensor
+    ) -> torch.Tensor:
+        compiled = row_kernels.rotate(qk, cos, sin_signed)
+        if compiled is not None:
+            return compiled
+        # Angles and rotation are float32 whatever the tower's dtype is, as in transformers.
+        wide, half = qk.float(), qk.shape[-1] // 2
+        swapped = torch.cat((wide[..., half:], wide[..., :half]), dim=-1)
+        return (wide * cos + swapped * sin_signed).to(qk.dtype)
+
+
+def attend_within(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    scale: float,
+    share: LayersShare,
+) -> torch.Tensor:
+    """Attention within sequences packed end to end; neighbours of one length in one call.
+
+    `[num_patches, heads, head_dim]` each, and the result; `bounds` `[num_sequences + 1]`.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    are_pairs = scale == q.shape[2] ** -0.5 and _multiplies_pairs(q)
+    for start, count, length in _runs(bounds):
+        rows = slice(start, start + count * length)
+        if are_pairs:
+            out[rows] = _by_pairs(q[rows], k[rows], v[rows], share, count, length)
+        else:
+            out[rows] = _by_torch(q[rows], k[rows], v[rows], scale, count, length)
+    return out
+
+
+def _multiplies_pairs(q: torch.Tensor) -> bool:
+    if q.dtype != torch.bfloat16 or not has_paired_kernels():
+        return False
+    from shared.model.kernels.prompt_layout import PAIRED_WIDTH
+
+    return q.shape[2] % PAIRED_WIDTH == 0
+
+
+def _by_torch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, count: int, length: int
+) -> torch.Tensor:
+    _, num_heads, head_dim = q.shape
+    shape = (num_heads, count, length, head_dim)
+    # Head by head: torch's kernel reads that much faster than heads that lie side by side.
+    query, key, value = (
+        x.transpose(0, 1).contiguous().view(shape).transpose(0, 1) for x in (q, k, v)
+    )
+    attended = scaled_dot_product_attention(query, key, value, scale=scale)
+    return attended.transpose(1, 2).reshape(q.shape)
+
+
+def _by_pairs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, share: LayersShare, count: int, length: int
+) -> torch.Tensor:
+    """The decoder's kernel for prompts: each sequence is a page, and all its tokens see it all."""
+    plan, pages = share.paged(q.shape[1], q.shape[2], count, length)
+    keys, values = pages.layer_slots(0)
+    keys.copy_(k)
+    values.copy_(v)
+    return plan.attend(0, q, keys, values, pages).view(q.shape)
+
+
+def _paged(num_heads: int, head_dim: int, count: int, length: int) -> tuple[PromptPlan, KvCache]:
+    """A reading plan of so many sequences of one length, and memory for their keys and values."""
+    geometry = KvGeometry(1, num_heads, head_dim, block_size=length, dtype="bfloat16")
+    pages = KvCache(geometry, count)
+    rows = torch.arange(count * length)
+    batch = ForwardBatch(
+        token_ids=rows,
+        positions=rows,
+        slot_mapping=rows,
+        cu_seqlens_q=torch.arange(count + 1) * length,
+        context_lens=torch.full((count,), length),
+        block_tables=torch.arange(count)[:, None],
+        attend_stops=torch.full((count * length,), length),
+    )
+    return PromptPlan(batch, pages, (None,)), pages
+
+
+def _runs(bounds: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """First patch, number of sequences and their length, for each run of equal lengths."""
+    start = 0
+    for length, run in groupby(bounds.diff().tolist()):
+        count = len(list(run))
+        if length:
+            yield start, count, length
+        start += count * length
