@@ -12,6 +12,11 @@ from typing import Any
 
 import httpx
 
+from shared.modelspec import ModelSpec
+
+NEVER = -100.0
+"""OpenAI's least bias: such a token is not chosen."""
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -35,6 +40,14 @@ def chat_body(
     ]
     parts.append({"type": "text", "text": question})
     return {"model": model, "messages": [{"role": "user", "content": parts}], **options}
+
+
+def forbid_end(spec: ModelSpec) -> dict[str, float]:
+    """The logit bias under which no answer ends by itself.
+
+    With `ignore_eos` an answer goes on behind its end, but tokens there have no text to be seen by.
+    """
+    return {str(token): NEVER for token in spec.eos_token_ids}
 
 
 def digits_body(model: str, question: str, num_tokens: int) -> dict[str, Any]:

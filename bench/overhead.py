@@ -23,7 +23,7 @@ import torch
 from rich.progress import track
 
 from bench.accuracy import png
-from bench.client import Timed, chat_body, stream
+from bench.client import NEVER, Timed, chat_body, forbid_end, stream
 from bench.prompts import PromptMaker
 from bench.server import running_server
 from examples.plates.draw import draw
@@ -36,9 +36,6 @@ from shared.runtime.host import ModelFolder
 
 QUESTION = "What number is on the plate?"
 TEXT_QUESTION = "What can you do?"
-NEVER = -100.0
-"""The bias of tokens that end an answer: one that goes on behind its end has tokens without text,
-which no client sees come."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class RemoteSide:
         self._client = client
         self._url = url
         self._num_tokens = num_tokens
-        self._bias = {str(token): NEVER for token in spec.eos_token_ids}
+        self._bias = forbid_end(spec)
 
     def ask(self, pictures: Sequence[bytes], question: str) -> Timed:
         """One streamed answer."""
