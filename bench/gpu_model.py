@@ -24,7 +24,8 @@ from shared.model.forward_step import ForwardStep, LayeredModel
 from shared.model.gpu.backend import backend_for
 from shared.model.gpu.decode_graphs import decode_step
 from shared.model.gpu.graph_limits import GraphLimits, PrefillGraphLimits
-from shared.model.gpu.prefill_graphs import prefill_steps
+from shared.model.gpu.graph_recorder import CudaGraphRecorder
+from shared.model.gpu.prefill_graphs import PrefillGraphs
 from shared.model.towers.build import build_tower
 from shared.model.towers.pixels import Pixels
 from shared.modelspec import ModelSpec, TextSpec
@@ -115,7 +116,8 @@ class LanguageBench:
     def prompt_graphs(self, max_tokens: int) -> LayeredModel:
         """Short prompts as production runs them; the cache's last block is the scratch block."""
         limits = PrefillGraphLimits(max_tokens, max_tokens)
-        return prefill_steps(self.model, self.kv, limits, self.kv.num_blocks - 1)
+        recorder = CudaGraphRecorder(self.kv.device, limits.max_bytes)
+        return PrefillGraphs(self.model, self.kv, limits, self.kv.num_blocks - 1, recorder)
 
     def prefill(self, model: LayeredModel, batch: ForwardBatch) -> torch.Tensor:
         """One pass as prefill workers take it, layer by layer."""

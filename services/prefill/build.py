@@ -19,7 +19,8 @@ from shared.messages.control import Role
 from shared.messages.work import DecodeTask, EncodeTask, PrefillTask
 from shared.model.forward_step import LayeredModel
 from shared.model.gpu.graph_limits import PrefillGraphLimits
-from shared.model.gpu.prefill_graphs import prefill_steps
+from shared.model.gpu.graph_recorder import CudaGraphRecorder
+from shared.model.gpu.prefill_graphs import PrefillGraphs
 from shared.model.grammar import Grammars
 from shared.runtime.core_turns import LongPasses, group_on
 from shared.runtime.directory import WorkerDirectory
@@ -79,7 +80,8 @@ def layered_model(language: Language, settings: PrefillSettings) -> LayeredModel
         max_context_tokens=min(graphs.context_tokens, cache_tokens),
         max_bytes=graphs.memory_bytes,
     )
-    return prefill_steps(language.model, kv, limits, scratch_block_id)
+    recorder = CudaGraphRecorder(kv.device, limits.max_bytes)
+    return PrefillGraphs(language.model, kv, limits, scratch_block_id, recorder)
 
 
 def make_scheduler(

@@ -24,6 +24,7 @@ from shared.modelspec import ModelSpec
 
 BLOCK_SIZE = 16
 SCRATCH_BLOCK = 11
+SHORT_PROMPTS = PrefillGraphLimits(max_tokens=32, max_context_tokens=64, max_seqs=3, step_tokens=8)
 
 
 class DirectRecorder:
@@ -123,6 +124,7 @@ def test_graphs_of_the_decode_step(twins: Twins, recorder: GraphRecorder) -> Non
 def test_a_step_without_memory_is_not_recorded(device: str) -> None:
     if device == "cpu":
         pytest.skip("needs a CUDA device: the CPU records nothing")
+    # More than the least that torch's allocator takes from the device, less than the second step.
     recorder = CudaGraphRecorder(torch.device("cuda", 0), max_bytes=1 << 23)
     assert recorder.record(lambda: torch.empty(1 << 50, device=device)) is None
     assert recorder.record(lambda: torch.ones(1 << 24, device=device)) is None
@@ -134,8 +136,9 @@ def test_a_step_without_memory_is_not_recorded(device: str) -> None:
 class Layered:
     """Prompts through graphs, layer by layer, beside the plain model."""
 
-    def __init__(self, twins: Twins, recorder: GraphRecorder) -> None:
-        limits = PrefillGraphLimits(max_tokens=32, max_context_tokens=64, max_seqs=3, step_tokens=8)
+    def __init__(
+        self, twins: Twins, recorder: GraphRecorder, limits: PrefillGraphLimits = SHORT_PROMPTS
+    ) -> None:
         self.twins = twins
         self.graphs = PrefillGraphs(twins.model, twins.kv, limits, SCRATCH_BLOCK, recorder)
 
@@ -226,3 +229,15 @@ def test_prompts_beyond_the_limits_run_without_graphs(
         batch = twins.pack(sequences)
         same(layered.logits(batch), twins.plain(batch))
     assert (layered.graphs.num_replayed, layered.graphs.num_eager) == (0, 4)
+
+
+@pytest.mark.parametrize("tiny_model", ["qwen3"], indirect=True)
+def test_steps_of_hardly_more_tokens_than_sequences_are_not_recorded(
+    twins: Twins, recorder: GraphRecorder
+) -> None:
+    """The last layer gives a row for each sequence only where there are more tokens than those."""
+    limits = PrefillGraphLimits(max_tokens=4, max_context_tokens=64, max_seqs=3, step_tokens=8)
+    layered = Layered(twins, recorder, limits)
+    batch = twins.pack([new(3, 0, [1])])
+    same(layered.logits(batch), twins.plain(batch))
+    assert layered.graphs.sizes == ()

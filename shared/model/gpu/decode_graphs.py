@@ -8,9 +8,6 @@ nor sampling.
 
 from __future__ import annotations
 
-import logging
-from bisect import bisect_left
-
 import torch
 
 from shared.cache.kv_cache import KvCache
@@ -18,8 +15,7 @@ from shared.model.batch import ForwardBatch
 from shared.model.forward_step import ForwardStep
 from shared.model.gpu.graph_limits import GraphLimits
 from shared.model.gpu.graph_recorder import CudaGraphRecorder, GraphRecorder, Step
-
-logger = logging.getLogger(__name__)
+from shared.model.gpu.recordings import Recordings, check_scratch_block
 
 
 def decode_step(
@@ -46,47 +42,40 @@ class DecodeGraphs:
         scratch_block_id: int,
         recorder: GraphRecorder,
     ) -> None:
-        if not 0 <= scratch_block_id < kv.num_blocks:
-            raise ValueError(f"scratch block {scratch_block_id} of {kv.num_blocks} blocks")
+        check_scratch_block(kv, scratch_block_id)
         self._model = model
         self._kv = kv
         self._inputs = StaticInputs(limits, kv, scratch_block_id)
-        self._replays: dict[int, Step] = {}
-        for size in reversed(limits.buckets()):
-            replay = recorder.record(self._step_of(size))
-            if replay is None:
-                logger.warning(
-                    "no CUDA graph for %d sequences: it would not fit into %d bytes, or the device",
-                    size,
-                    limits.max_bytes,
-                )
-            else:
-                self._replays[size] = replay
-        self._sizes = sorted(self._replays)
+        self._replays = Recordings(
+            limits.buckets(),
+            lambda size: recorder.record(self._step_of(size)),
+            "sequences",
+            limits.max_bytes,
+        )
         self.num_replayed = 0
         self.num_eager = 0
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Captured batch sizes, ascending."""
-        return tuple(self._sizes)
+        return self._replays.sizes
 
     def __call__(self, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
         """See `ForwardStep`."""
-        size = self._size_for(batch, kv)
-        if size is None:
+        fitting = self._replay_for(batch, kv)
+        if fitting is None:
             self.num_eager += 1
             return self._model(batch, kv)
+        size, replay = fitting
         self.num_replayed += 1
         self._inputs.fill(batch, size)
         # A copy, because the next replay writes to the same memory.
-        return self._replays[size]()[: batch.num_seqs].clone()
+        return replay()[: batch.num_seqs].clone()
 
-    def _size_for(self, batch: ForwardBatch, kv: KvCache) -> int | None:
+    def _replay_for(self, batch: ForwardBatch, kv: KvCache) -> tuple[int, Step] | None:
         if kv is not self._kv or not self._inputs.can_hold(batch):
             return None
-        place = bisect_left(self._sizes, batch.num_seqs)
-        return self._sizes[place] if place < len(self._sizes) else None
+        return self._replays.holding(batch.num_seqs)
 
     def _step_of(self, size: int) -> Step:
         batch = self._inputs.batch_of(size)

@@ -53,8 +53,13 @@ class PrefillGraphLimits:
         _check_at_least_1(self, *names)
 
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of tokens to capture, ascending: every `step_tokens`, and the largest."""
-        return (*range(self.step_tokens, self.max_tokens, self.step_tokens), self.max_tokens)
+        """Numbers of tokens to capture, ascending: every `step_tokens`, and the largest.
+
+        None without more tokens than sequences, the one that fills a step up counted in: such a
+        step would be one of decoding.
+        """
+        steps = (*range(self.step_tokens, self.max_tokens, self.step_tokens), self.max_tokens)
+        return tuple(size for size in steps if size > self.max_seqs + 1)
 
 
 def _check_at_least_1(limits: object, *names: str) -> None:

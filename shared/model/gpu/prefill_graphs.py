@@ -9,9 +9,7 @@ requests nor sampling.
 
 from __future__ import annotations
 
-import logging
 import weakref
-from bisect import bisect_left
 from dataclasses import replace
 from functools import partial
 
@@ -21,24 +19,10 @@ from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
 from shared.model.forward_step import LayeredModel
 from shared.model.gpu.graph_limits import PrefillGraphLimits
-from shared.model.gpu.graph_recorder import CudaGraphRecorder, GraphRecorder, Step
+from shared.model.gpu.graph_recorder import GraphRecorder, Step
+from shared.model.gpu.recordings import Recordings, check_scratch_block
 from shared.model.step import StepContext
 from shared.modelspec import TextSpec
-
-logger = logging.getLogger(__name__)
-
-
-def prefill_steps(
-    model: LayeredModel, kv: KvCache, limits: PrefillGraphLimits, scratch_block_id: int
-) -> LayeredModel:
-    """Graphs in front of the model on CUDA, the model itself elsewhere. Captures at once.
-
-    `scratch_block_id` is a block of `kv` that no sequence ever gets.
-    """
-    if kv.device.type != "cuda":
-        return model
-    recorder = CudaGraphRecorder(kv.device, limits.max_bytes)
-    return PrefillGraphs(model, kv, limits, scratch_block_id, recorder)
 
 
 class PrefillGraphs:
@@ -56,23 +40,16 @@ class PrefillGraphs:
         scratch_block_id: int,
         recorder: GraphRecorder,
     ) -> None:
-        if not 0 <= scratch_block_id < kv.num_blocks:
-            raise ValueError(f"scratch block {scratch_block_id} of {kv.num_blocks} blocks")
+        check_scratch_block(kv, scratch_block_id)
         self._model = model
         self._kv = kv
         self._inputs = PromptInputs(model, limits, kv, scratch_block_id)
-        self._layers: dict[int, RecordedLayers] = {}
-        for size in reversed(limits.sizes()):
-            layers = RecordedLayers.record(model, kv, self._inputs, size, recorder)
-            if layers is None:
-                logger.warning(
-                    "no CUDA graphs for prompts of %d tokens: not within %d bytes, or no memory",
-                    size,
-                    limits.max_bytes,
-                )
-            else:
-                self._layers[size] = layers
-        self._sizes = sorted(self._layers)
+        self._layers = Recordings(
+            limits.sizes(),
+            lambda size: RecordedLayers.record(model, kv, self._inputs, size, recorder),
+            "tokens of prompts",
+            limits.max_bytes,
+        )
         # The step that the static memory belongs to: it is free again when that one is finished,
         # or dropped by whoever began it.
         self._owner: weakref.ref[StepContext] | None = None
@@ -89,7 +66,7 @@ class PrefillGraphs:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Recorded numbers of tokens, ascending."""
-        return tuple(self._sizes)
+        return self._layers.sizes
 
     def begin(self, batch: ForwardBatch, kv: KvCache) -> StepContext:
         """See `LayeredModel`."""
@@ -130,8 +107,8 @@ class PrefillGraphs:
         is_busy = self._owner is not None and self._owner() is not None
         if is_busy or kv is not self._kv or not self._inputs.can_hold(batch):
             return None
-        place = bisect_left(self._sizes, batch.num_tokens)
-        return self._layers[self._sizes[place]] if place < len(self._sizes) else None
+        fitting = self._layers.holding(batch.num_tokens)
+        return None if fitting is None else fitting[1]
 
 
 class RecordedLayers:
@@ -179,8 +156,9 @@ class RecordedLayers:
     def forward(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """See `LayeredModel.forward_layers`; the result is valid until the next call."""
         if start == 0:
-            # Rows behind the step's own keep what they had: nobody looks at what becomes of them.
             self._hidden[: hidden.shape[0]].copy_(hidden)
+            # Nobody looks at what becomes of the rows behind, but left alone they would grow on.
+            self._hidden[hidden.shape[0] :] = 0
         result = hidden
         for layer in self._layers[start:stop]:
             result = layer()
