@@ -7,7 +7,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -42,12 +44,13 @@ def chat_body(
     return {"model": model, "messages": [{"role": "user", "content": parts}], **options}
 
 
-def forbid_end(spec: ModelSpec) -> dict[str, float]:
-    """The logit bias under which no answer ends by itself.
+@cache
+def forbid_end(model_dir: Path) -> dict[str, float]:
+    """The logit bias under which no answer of this model ends by itself.
 
     With `ignore_eos` an answer goes on behind its end, but tokens there have no text to be seen by.
     """
-    return {str(token): NEVER for token in spec.eos_token_ids}
+    return {str(token): NEVER for token in ModelSpec.load(model_dir).eos_token_ids}
 
 
 def digits_body(model: str, question: str, num_tokens: int) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from bench.prompts import PromptMaker
 from bench.server import running_server
 from services.launcher.ports import free_ports
 from shared.demo import model_dir
-from shared.modelspec import ModelSpec
 from shared.telemetry import names
 
 TOPOLOGIES = {"one process": "1E 1PD", "two processes": "1E 1P 1D"}
@@ -102,7 +101,7 @@ def measure(num_rounds: int, num_tokens: int) -> dict[str, Side]:
 def ask(client: httpx.Client, side: Side, prompt: str, *, is_measured: bool) -> None:
     """One short answer, and when its stages began and ended."""
     # Without a grammar, for it is opened between prefill and decode and would be measured too.
-    endless = forbid_end(ModelSpec.load(model_dir()))
+    endless = forbid_end(model_dir())
     body = chat_body("bench", [], prompt, temperature=0, max_tokens=8, logit_bias=endless)
     timed = stream(client, side.url, body)
     hand_over_ms = hand_over_of(client, side.url, timed.trace_id)

@@ -31,7 +31,6 @@ from bench.client import chat_body, forbid_end, stream
 from bench.prompts import PromptMaker
 from bench.server import running_server
 from shared.demo import model_dir
-from shared.modelspec import ModelSpec
 
 MAX_CONTEXT_TOKENS = 16_384
 SETTING = "TRIPTYCH_MIXED_STEP_TOKENS"
@@ -119,7 +118,7 @@ def measure(client: httpx.Client, url: str, prompt: str, answer_tokens: int) -> 
         temperature=1.0,
         seed=1,
         max_tokens=answer_tokens,
-        logit_bias=forbid_end(ModelSpec.load(model_dir())),
+        logit_bias=forbid_end(model_dir()),
     )
     question = chat_body("bench", [], prompt, temperature=0, max_tokens=1, ignore_eos=True)
     with ThreadPoolExecutor(1) as pool:

@@ -62,7 +62,7 @@ def main() -> None:
     local = LocalSide(folder, options.tokens)
     arguments = ["--model", str(options.model), "--served-name", "bench"]
     with running_server(arguments) as url, httpx.Client(timeout=120.0) as client:
-        remote = RemoteSide(client, url, options.tokens, spec)
+        remote = RemoteSide(client, url, options.tokens, options.model)
         for case in CASES:
             print(compare(case, local, remote, options.rounds))
 
@@ -93,11 +93,11 @@ class LocalSide:
 class RemoteSide:
     """The pipeline over HTTP."""
 
-    def __init__(self, client: httpx.Client, url: str, num_tokens: int, spec: ModelSpec) -> None:
+    def __init__(self, client: httpx.Client, url: str, num_tokens: int, folder: Path) -> None:
         self._client = client
         self._url = url
         self._num_tokens = num_tokens
-        self._bias = forbid_end(spec)
+        self._bias = forbid_end(folder)
 
     def ask(self, pictures: Sequence[bytes], question: str) -> Timed:
         """One streamed answer."""

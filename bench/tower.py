@@ -15,13 +15,10 @@ import torch
 from rich.progress import track
 
 from bench.floors import matrix_rate
-from shared.cache.kv_cache import TORCH_DTYPES
-from shared.model.checkpoint import fill_from_checkpoint
-from shared.model.loader import load_tower
+from shared.model.loader import load_plain_tower, load_tower
 from shared.model.towers.base import Tower
-from shared.model.towers.build import build_tower
+from shared.model.towers.patches import PatchTower
 from shared.model.towers.pixels import Pixels
-from shared.modelspec import ModelSpec
 
 
 def main() -> None:
@@ -40,7 +37,9 @@ def main() -> None:
 @torch.inference_mode()
 def report(model_dir: Path, side: int, rounds: int) -> list[str]:
     """Medians of both, and the median of the ratios within a round."""
-    plain, own = plain_tower(model_dir), load_tower(model_dir)
+    plain, own = load_plain_tower(model_dir), load_tower(model_dir)
+    if not isinstance(own, PatchTower):
+        raise SystemExit(f"{model_dir} has no tower that takes patches")
     floor_s = 2 * linear_operations(plain, side) / matrix_rate()
     values = torch.randn(side**2, own.spec.patch_dim)
     picture = [Pixels(values, (1, side, side))]
@@ -56,17 +55,6 @@ def report(model_dir: Path, side: int, rounds: int) -> list[str]:
         f"floor                {1e3 * floor_s:8.1f} ms ({statistics.median(own_s) / floor_s:.2f})",
         f"ratio {ratio:.2f}",
     ]
-
-
-def plain_tower(model_dir: Path) -> Tower:
-    """As `load_tower` without its last step."""
-    spec = ModelSpec.load(model_dir)
-    if spec.vision is None or spec.family.tower is None or spec.family.tower.kind != "patches":
-        raise SystemExit(f"{model_dir} has no tower that takes patches")
-    dtype = TORCH_DTYPES[spec.dtype]
-    tower = build_tower(model_dir, spec.family.tower, spec.vision, dtype, "cpu")
-    fill_from_checkpoint(model_dir, spec.family, "tower", tower.checkpoint_views())
-    return tower
 
 
 def linear_operations(tower: Tower, side: int) -> int:

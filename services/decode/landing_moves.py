@@ -24,6 +24,7 @@ class LandingMoves:
         self._kv = kv
         self._stream: torch.cuda.Stream | None = None
         if kv.device.type == "cuda":
+            # torch gives its own class no types.
             self._stream = torch.cuda.Stream(kv.device)  # type: ignore[no-untyped-call]
 
     def empty(self, piece: KvPiece) -> torch.Tensor:

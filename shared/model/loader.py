@@ -71,6 +71,20 @@ def load_tower(
 
     `compiles`: see `Tower.quicken`.
     """
+    tower = load_plain_tower(model_dir, spec, dtype=dtype, device=device, on_progress=on_progress)
+    tower.quicken(compiles=compiles)
+    return tower
+
+
+def load_plain_tower(
+    model_dir: Path,
+    spec: ModelSpec | None = None,
+    *,
+    dtype: str | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: ProgressCallback | None = None,
+) -> Tower:
+    """The same before it takes the device's own kernels."""
     spec = spec or ModelSpec.load(model_dir)
     tower_spec = spec.vision or spec.audio
     if tower_spec is None or spec.family.tower is None:
@@ -85,5 +99,4 @@ def load_tower(
         tower.checkpoint_views(),
         on_progress=on_progress,
     )
-    tower.quicken(compiles=compiles)
     return tower

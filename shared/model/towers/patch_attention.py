@@ -99,15 +99,17 @@ def attend_within(
 
     `[num_patches, heads, head_dim]` each, and the result; `bounds` `[num_sequences + 1]`.
     """
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     are_pairs = scale == q.shape[2] ** -0.5 and _multiplies_pairs(q)
+    pieces = []
     for start, count, length in _runs(bounds):
         rows = slice(start, start + count * length)
-        if are_pairs:
-            out[rows] = _by_pairs(q[rows], k[rows], v[rows], share, count, length)
-        else:
-            out[rows] = _by_torch(q[rows], k[rows], v[rows], scale, count, length)
-    return out
+        piece = q[rows], k[rows], v[rows]
+        pieces.append(
+            _by_pairs(*piece, share, count, length)
+            if are_pairs
+            else _by_torch(*piece, scale, count, length)
+        )
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _multiplies_pairs(q: torch.Tensor) -> bool:

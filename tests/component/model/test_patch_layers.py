@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from shared.model.kernels.choice import has_bf16_instructions, has_paired_kernels
-from shared.model.loader import load_tower
+from shared.model.loader import load_plain_tower, load_tower
 from shared.model.towers.patch_attention import LayersShare, attend_within
 from shared.model.towers.patch_layers import KernelLinear
-from shared.model.towers.patches import PatchTower
 from shared.modelspec import ModelSpec
 from tests.support.models import make_prompt
 from tests.support.vision_folders import vision_dir_of
@@ -73,14 +72,12 @@ def test_a_bfloat16_tower_is_as_exact_as_without_kernels(
     family: str,
     model_dir_of: Callable[[str], Path],
     vision_dir_of: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = (vision_dir_of if family == "qwen3_vl" else model_dir_of)(family)
     pixels = make_prompt(ModelSpec.load(folder), 8, GRIDS, seed=5).pixels
     exact = torch.cat(load_tower(folder, dtype="float64").encode(pixels))
     quick = load_tower(folder, dtype="bfloat16")
-    monkeypatch.setattr(PatchTower, "quicken", lambda self, *, compiles: False)
-    plain = load_tower(folder, dtype="bfloat16")
+    plain = load_plain_tower(folder, dtype="bfloat16")
     if has_bf16_instructions():
         kinds = {type(module) for module in quick.module.modules()}
         assert KernelLinear in kinds
