@@ -188,12 +188,16 @@ class PrefillScheduler(Generic[J]):
             return False
         if self.is_abandoned(self._running[-1]):
             return True
-        job = next(iter(self._eligible()), None)
-        if job is None or job.blocks is not None:
-            return job is not None
-        cached = self._match(job)
-        needed = self.blocks_for(self._num_block_tokens(job)) - len(cached)
-        return needed <= self._pool.num_allocatable(cached)
+        has_blocks = True
+        for job in self._eligible():
+            if job.blocks is not None:
+                return True
+            if has_blocks:
+                cached = self._match(job)
+                if self._start(job, cached) < job.num_bare_tokens or self._has_room(job, cached):
+                    return True
+                has_blocks = False  # as in `next_batch`: only prompts that have theirs go on
+        return False
 
     def end_step(self, batch: PrefillBatch[J]) -> None:
         """The batch is computed: its prompts go on with their next slice, or leave with their
@@ -270,12 +274,18 @@ class PrefillScheduler(Generic[J]):
 
     def _begin(self, job: J, cached: Sequence[int]) -> bool:
         """Give a prompt its blocks; False if there are too few."""
-        needed = self.blocks_for(self._num_block_tokens(job)) - len(cached)
-        if needed > self._pool.num_allocatable(cached):
+        if not self._has_room(job, cached):
             return False
-        job.blocks = self._pool.allocate(needed, shared=cached)
+        job.blocks = self._pool.allocate(self._num_needed(job, cached), shared=cached)
         self._early.found(job, len(cached) * self._pool.block_size)
         return True
+
+    def _has_room(self, job: J, cached: Sequence[int]) -> bool:
+        return self._num_needed(job, cached) <= self._pool.num_allocatable(cached)
+
+    def _num_needed(self, job: J, cached: Sequence[int]) -> int:
+        """Blocks that a prompt takes beside the cached ones."""
+        return self.blocks_for(self._num_block_tokens(job)) - len(cached)
 
     def _taken(
         self, slices: list[Slice[J]], uncovered: list[J], *, is_early: bool = False

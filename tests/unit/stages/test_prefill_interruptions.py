@@ -55,6 +55,25 @@ class TestNesting:
         scheduler.add(Prompt(32, priority=-1))
         assert not scheduler.should_preempt()
 
+    def test_an_urgent_prompt_without_blocks_does_not_hold_up_one_that_has_its_own(self) -> None:
+        scheduler = make(chunk_tokens=32, max_batch_tokens=64, max_suspended=2)
+        self.start(scheduler, Prompt(72))
+        begun = Prompt(56, priority=-1)
+        scheduler.end_step(self.start(scheduler, begun))
+        scheduler.add(Prompt(56, priority=-2))
+        assert scheduler.should_preempt()
+        assert spans(scheduler.next_batch()) == [(begun, 32, 56)]
+
+    def test_an_urgent_prompt_that_lost_what_it_was_to_begin_with_leaves_at_once(self) -> None:
+        scheduler = make(max_suspended=1)
+        self.start(scheduler, Prompt(144))
+        lost = Prompt(64, priority=-1, num_bare_tokens=16)
+        scheduler.add(lost)
+        assert scheduler.should_preempt()
+        batch = scheduler.next_batch()
+        assert batch is not None
+        assert batch.uncovered == (lost,)
+
     def test_a_suspended_batch_is_not_preempted_by_what_came_much_later(self) -> None:
         scheduler = make(max_suspended=1)
         self.start(scheduler, Prompt(16, priority=1, deadline_s=100))
