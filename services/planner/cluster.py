@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from services.prefill.pieces import KvTransfer
+from services.prefill.settings import SHARED_PASS_TOKENS
 from shared.errors import SettingsError
 from shared.runtime.topology import Stages, parse_topology
 
@@ -16,9 +17,13 @@ class Links:
 
     `queue_hop_s` is from `put` to a waiting worker (JetStream), `token_hop_s` from a worker to the
     client, `pull_s` what a transfer takes beside its bytes, `store_s` one picture into the media
-    store or out of it, `step_s` what a worker does around a step (the way to the compute thread and
-    back), `gateway_s` from a request's arrival to its tasks. `event_s` is what the gateway does
-    with the news of one step and `token_s` with each of its tokens, one after the other.
+    store or out of it, `step_s` what a worker does around a step (the way to the compute thread
+    and back) and `row_s` what it does there for each sequence. `wait_share` is the part of all
+    these in which no core works.
+
+    `accept_s` is from a request's arrival until the gateway looks at it, `gateway_s` from there to
+    its tasks. `event_s` is what the gateway does with the news of one step and `token_s` with each
+    of its tokens, one after the other.
 
     `request_s` and `picture_s` are what one of them costs beside all that: nobody waits for it
     (acknowledgements, spans, metrics, the client), so it delays only who shares the cores.
@@ -30,6 +35,9 @@ class Links:
     bytes_per_s: float = 1e9
     store_s: float = 0.0
     step_s: float = 0.0
+    row_s: float = 0.0
+    wait_share: float = 0.0
+    accept_s: float = 0.0
     gateway_s: float = 0.0
     event_s: float = 0.0
     token_s: float = 0.0
@@ -37,10 +45,18 @@ class Links:
     picture_s: float = 0.0
 
     def __post_init__(self) -> None:
-        seconds = [value for name, value in asdict(self).items() if name != "bytes_per_s"]
-        numbers = (*seconds, self.bytes_per_s)
-        if not all(map(math.isfinite, numbers)) or min(seconds) < 0 or self.bytes_per_s <= 0:
+        numbers = asdict(self).values()
+        if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or self.bytes_per_s <= 0:
             raise SettingsError(f"links take 0 s or more and carry more than 0 bytes/s: {self}")
+        if self.wait_share > 1:
+            raise SettingsError(f"wait_share is {self.wait_share}: should be at most 1")
+
+    def times(self, factor: float) -> Links:
+        """The same where everything takes so many times as long."""
+        seconds = {
+            name: factor * value for name, value in asdict(self).items() if name.endswith("_s")
+        }
+        return replace(self, **seconds | {"bytes_per_s": self.bytes_per_s / factor})
 
     def transfer_s(self, num_bytes: float) -> float:
         """One pull of a tensor."""
@@ -85,3 +101,11 @@ class Cluster:
     def workers(self) -> tuple[Stages, ...]:
         """The stages of each worker. Raises `SettingsError`."""
         return parse_topology(self.topology, "topology")
+
+    @property
+    def worker_limits(self) -> Limits:
+        """Those that workers keep: on cores that others share, passes of prompts are short."""
+        if not 0 < self.num_cores < len(self.workers):
+            return self.limits
+        pass_tokens = min(self.limits.max_batch_tokens, SHARED_PASS_TOKENS)
+        return replace(self.limits, max_batch_tokens=pass_tokens)

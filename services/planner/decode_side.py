@@ -89,10 +89,10 @@ class DecodeSide:
         num_bytes = task.request.num_tokens * self._world.model.kv_bytes_per_token
         links, host = self._world.links, self._world.host
         if task.is_complete:
-            host.run(links.transfer_s(num_bytes), landed)
+            host.hop(links.transfer_s(num_bytes), landed)
             return
         last_bytes = num_bytes / task.num_pieces
-        task.on_complete = lambda: host.run(links.transfer_s(last_bytes), landed)
+        task.on_complete = lambda: host.hop(links.transfer_s(last_bytes), landed)
         self._world.aside(links.transfer_s(num_bytes - last_bytes))
 
     def _land(self, task: Prefilled, blocks: BlockHandle, taken_s: float) -> None:
@@ -125,7 +125,8 @@ class DecodeSide:
         self._in_step = True
         num_tokens = sum(sequence.kv_len for sequence in plan.batch)
         seconds = self._world.model.decode_s(num_tokens, len(plan.batch))
-        self._world.compute(self._device, seconds, lambda: self._end(plan.batch))
+        num_rows = len(plan.batch)
+        self._world.compute(self._device, seconds, num_rows, lambda: self._end(plan.batch))
 
     def _end(self, batch: tuple[Sequence, ...]) -> None:
         self._in_step = False

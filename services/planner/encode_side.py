@@ -25,7 +25,7 @@ class EncodeSide:
         self._num_held += 1
         world, taken_s = self._world, self._world.timeline.now_s
         picture.request.spend(names.QUEUE_ENCODE, taken_s - picture.queued_s)
-        world.host.run(world.links.store_s, lambda: self._fetched(picture, taken_s))
+        world.host.hop(world.links.store_s, lambda: self._fetched(picture, taken_s))
         if self._num_held < world.limits.max_held:
             world.pictures.take(self._taken)
 
@@ -47,7 +47,7 @@ class EncodeSide:
         self._in_step = True
         begun_s = self._world.timeline.now_s
         seconds = self._world.model.encode_s(sum(each.num_patches for each in batch))
-        self._world.compute(self._device, seconds, lambda: self._end(batch, begun_s))
+        self._world.compute(self._device, seconds, len(batch), lambda: self._end(batch, begun_s))
 
     def _end(self, batch: list[Picture], begun_s: float) -> None:
         self._in_step = False

@@ -12,6 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+SLICE_S = 0.004
+"""What Linux lets a thread compute while others wait: a tick of its usual 250 a second."""
+
 Action = Callable[[], None]
 T = TypeVar("T")
 
@@ -36,69 +39,67 @@ class Timeline:
 
 
 class Host:
-    """The cores of a machine, on which everything that runs gets an equal share.
+    """The cores of a machine. What is ready stands in one line; whoever gets a core keeps it for a
+    slice while others wait, then goes to the end of the line.
 
     With `num_cores` 0 there is one for each that runs: a device for every worker, a machine for
     every process. `full_speed` is how fast each core is while all are busy, next to one that is
-    busy alone: cores share caches, memory and sometimes more.
+    busy alone: cores share caches, memory and sometimes more. `wait_share` is the part of a hop
+    in which no core works for it: the way of a wake-up or a packet.
     """
 
-    def __init__(self, timeline: Timeline, num_cores: int = 0, full_speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        timeline: Timeline,
+        num_cores: int = 0,
+        full_speed: float = 1.0,
+        wait_share: float = 0.0,
+    ) -> None:
         self._timeline = timeline
         self._num_cores = num_cores
         self._full_speed = full_speed
-        self._left_s: dict[int, tuple[float, Action]] = {}  # of a core to oneself
-        self._numbers = itertools.count()
-        self._counted_s = 0.0
-        self._epoch = 0
+        self._wait_share = wait_share
+        self._line: deque[tuple[float, Action]] = deque()  # seconds of a core to oneself
+        self._num_running = 0
         self.busy_s = 0.0
         """Seconds of all cores, where they are shared."""
 
     def run(self, seconds: float, done: Action) -> None:
-        """Run `done` after so many seconds of a core."""
-        if not self._num_cores:
+        """Run `done` after so many seconds of a core; what takes none waits for nobody."""
+        if not self._num_cores or not seconds:
             self._timeline.after(seconds, done)
             return
-        self._count()
-        self._left_s[next(self._numbers)] = (seconds, done)
-        self._wait_for_first()
+        self._line.append((seconds, done))
+        self._fill()
 
-    def _share(self) -> float:
-        """The speed at which each of those that run gets on; 1 is a core to oneself."""
-        num_running, num_cores = len(self._left_s), self._num_cores
-        if num_running <= 1:
-            return 1.0
-        crowd = (min(num_running, num_cores) - 1) / max(1, num_cores - 1)
+    def hop(self, seconds: float, done: Action) -> None:
+        """Run `done` after a hop that takes so long while nothing else runs."""
+        waits_s = seconds * self._wait_share
+        self.run(seconds - waits_s, lambda: self._timeline.after(waits_s, done))
+
+    def _fill(self) -> None:
+        while self._line and self._num_running < self._num_cores:
+            self._num_running += 1
+            self._slice(*self._line.popleft())
+
+    def _slice(self, left_s: float, done: Action) -> None:
+        crowd = (self._num_running - 1) / max(1, self._num_cores - 1)
         speed = 1.0 - crowd * (1.0 - self._full_speed)
-        return speed * min(1.0, num_cores / num_running)
+        worked_s = min(left_s, SLICE_S * speed)
+        self.busy_s += worked_s / speed
+        self._timeline.after(worked_s / speed, lambda: self._sliced(left_s - worked_s, done))
 
-    def _count(self) -> None:
-        """Take what was computed since the last change off what is left."""
-        passed_s = self._timeline.now_s - self._counted_s
-        worked_s = passed_s * self._share()
-        self.busy_s += passed_s * min(len(self._left_s), self._num_cores)
-        self._counted_s = self._timeline.now_s
-        self._left_s = {
-            number: (left_s - worked_s, done) for number, (left_s, done) in self._left_s.items()
-        }
-
-    def _wait_for_first(self) -> None:
-        """Every change gives new shares, so what was awaited before no longer holds."""
-        self._epoch += 1
-        if self._left_s:
-            epoch = self._epoch
-            least_s = min(left_s for left_s, _ in self._left_s.values())
-            delay_s = max(0.0, least_s) / self._share()
-            self._timeline.after(delay_s, lambda: self._first_ended(epoch))
-
-    def _first_ended(self, epoch: int) -> None:
-        if epoch != self._epoch:
+    def _sliced(self, left_s: float, done: Action) -> None:
+        is_done = left_s <= 0
+        if not is_done and not self._line:
+            self._slice(left_s, done)
             return
-        self._count()
-        number = min(self._left_s, key=lambda number: self._left_s[number][0])
-        _, done = self._left_s.pop(number)
-        self._wait_for_first()
-        done()
+        self._num_running -= 1
+        if not is_done:
+            self._line.append((left_s, done))
+        self._fill()
+        if is_done:
+            done()  # what it starts goes behind those that wait
 
 
 class Device:
@@ -144,13 +145,13 @@ class TaskQueue(Generic[T]):
 
     def put(self, task: T) -> None:
         """The task can be taken one hop from now."""
-        self._host.run(self._hop_s, lambda: self._arrive(task))
+        self._host.hop(self._hop_s, lambda: self._arrive(task))
 
     def take(self, taker: Callable[[T], None]) -> None:
         """Call `taker` with one task: one that waits is fetched, else the next one that comes."""
         if self._tasks:
             task = self._tasks.popleft()
-            self._host.run(self._hop_s, lambda: taker(task))
+            self._host.hop(self._hop_s, lambda: taker(task))
         else:
             self._takers.append(taker)
 

@@ -37,6 +37,11 @@ class Fit(BaseModel):
         constant, *slopes = self.coefficients
         return constant + sum(a * b for a, b in zip(slopes, features, strict=True))
 
+    def times(self, factor: float) -> Fit:
+        """Of what takes so many times as long."""
+        scaled = tuple(factor * each for each in self.coefficients)
+        return self.model_copy(update={"coefficients": scaled})
+
     def errors(self, rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> FloatArray:
         """The relative error of each sample; rows without the leading 1."""
         predicted = np.array([self.seconds(*row) for row in rows])

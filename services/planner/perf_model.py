@@ -6,7 +6,7 @@ neither the hardware nor the schedulers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from services.planner.cluster import Links
 from services.planner.fit import Fit, fit
 from shared.errors import SettingsError
+
+STEPS = ("encode", "preprocess", "prefill", "decode")
+"""Names of the fitted steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class PerformanceModel(BaseModel):
     links: Links | None = None
     measured_on: str = ""
 
-    @field_validator("encode", "prefill", "decode", "preprocess")
+    @field_validator(*STEPS)
     @classmethod
     def _has_its_coefficients(cls, value: Fit, info: object) -> Fit:
         name = getattr(info, "field_name", "")
@@ -88,6 +91,11 @@ class PerformanceModel(BaseModel):
             raise SettingsError(f"{source}: {field}: {first['msg']}") from None
         except SettingsError as error:  # what `Links` refuses
             raise SettingsError(f"{source}: {error}") from None
+
+    def times(self, factors: Mapping[str, float]) -> PerformanceModel:
+        """The same where steps of these names take so many times as long."""
+        slower = {name: getattr(self, name).times(factor) for name, factor in factors.items()}
+        return self.model_copy(update=slower)
 
     def preprocess_s(self, num_patches: int) -> float:
         """One picture, from its file to patches."""

@@ -87,7 +87,7 @@ class PrefillSide:
         num_bytes = away * self._world.model.embedding_bytes_per_patch
         request.begun_s = self._world.timeline.now_s
         if away:
-            self._world.host.run(
+            self._world.host.hop(
                 self._world.links.transfer_s(num_bytes), lambda: self._add(request)
             )
         else:
@@ -111,7 +111,7 @@ class PrefillSide:
                 each.job.begun_s = self._world.timeline.now_s
                 self._announce(each.job)
         seconds = self._world.model.prefill_s((each.start, each.stop) for each in batch)
-        self._world.compute(self._device, seconds, lambda: self._end(batch))
+        self._world.compute(self._device, seconds, len(batch.slices), lambda: self._end(batch))
 
     def _announce(self, request: SimRequest) -> None:
         """Queue a prompt for decoders before it is computed, where its KV travels in pieces."""

@@ -68,13 +68,15 @@ class Simulation:
         self._timeline = timeline = Timeline()
         self._requests = tuple(SimRequest(each, i) for i, each in enumerate(arrivals))
         hop_s = cluster.links.queue_hop_s
-        self._host = host = Host(timeline, cluster.num_cores, cluster.full_speed)
+        self._host = host = Host(
+            timeline, cluster.num_cores, cluster.full_speed, cluster.links.wait_share
+        )
         self._world = World(
             timeline=timeline,
             host=host,
             gateway=Device(host),
             model=model,
-            limits=cluster.limits,
+            limits=cluster.worker_limits,
             links=cluster.links,
             pictures=TaskQueue[Picture](host, hop_s),
             prompts=TaskQueue[SimRequest](host, hop_s),
@@ -119,11 +121,15 @@ class Simulation:
         """The gateway reads a request and stores its pictures, all at a time."""
         world, timeline = self._world, self._timeline
 
-        def read() -> None:
+        def accepted() -> None:
+            accepted_s = timeline.now_s
+            world.gateway.compute(world.links.gateway_s, lambda: read(accepted_s))
+
+        def read(accepted_s: float) -> None:
             read_s = timeline.now_s
-            request.spend(names.INGEST, read_s - request.arrival.arrival_s)
+            request.spend(names.INGEST, read_s - accepted_s)
             if request.arrival.patches:
-                self._host.run(world.links.store_s, lambda: stored(read_s))
+                self._host.hop(world.links.store_s, lambda: stored(read_s))
             else:
                 self._submit(request)
 
@@ -131,7 +137,7 @@ class Simulation:
             request.spend(names.MEDIA_STORE, timeline.now_s - read_s)
             self._submit(request)
 
-        return lambda: world.gateway.compute(world.links.gateway_s, read)
+        return lambda: self._host.run(world.links.accept_s, accepted)
 
     def _submit(self, request: SimRequest) -> None:
         world, now_s = self._world, self._timeline.now_s
@@ -150,7 +156,7 @@ class Simulation:
             for prefill in self._prefills:
                 prefill.landed(request)
 
-        self._host.run(self._world.links.queue_hop_s, announce)
+        self._host.hop(self._world.links.queue_hop_s, announce)
 
     def _ended(self, request: SimRequest, is_refused: bool) -> None:
         request.num_ends += 1

@@ -89,16 +89,17 @@ class World:
         cuts = (plan.token_cuts(num_tokens, 0), plan.layer_cuts(num_tokens, 0))
         return (1 + len(cuts[0])) * (1 + len(cuts[1]))
 
-    def compute(self, device: Device, seconds: float, done: Action) -> None:
+    def compute(self, device: Device, seconds: float, num_rows: int, done: Action) -> None:
         """One step of a stage: the device's time, then what its process needs around it."""
-        device.compute(seconds, lambda: self.host.run(self.links.step_s, done))
+        around_s = self.links.step_s + self.links.row_s * num_rows
+        device.compute(seconds, lambda: self.host.hop(around_s, done))
 
     def tell(self, num_tokens: int, seen: Action) -> None:
         """The gateway passes a step's tokens on; `seen` is when the clients have them."""
         links = self.links
         self.gateway.compute(
             links.event_s + links.token_s * num_tokens,
-            lambda: self.host.run(links.token_hop_s, seen),
+            lambda: self.host.hop(links.token_hop_s, seen),
         )
 
     def aside(self, seconds: float) -> None:

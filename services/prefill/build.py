@@ -10,7 +10,7 @@ from services.prefill.job import PrefillJob
 from services.prefill.own_encoder import OwnEncoder
 from services.prefill.pieces import PiecePlan
 from services.prefill.scheduler import PrefillScheduler
-from services.prefill.settings import PrefillSettings
+from services.prefill.settings import SHARED_PASS_TOKENS, PrefillSettings
 from services.prefill.stage import PrefillLinks, PrefillStage
 from shared.bus import subjects
 from shared.cache.kv_cache import TORCH_DTYPES
@@ -31,10 +31,6 @@ from shared.runtime.local_encoder import LocalEncoder
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
-
-SHARED_PASS_TOKENS = 512
-"""Prompts in one pass on cores that others share: more are hardly faster on a CPU, and all get
-their first token at its end."""
 
 
 async def build(

@@ -9,6 +9,10 @@ from pydantic import ByteSize, Field
 from shared.runtime.flags import flag
 from shared.runtime.worker_settings import MIB, GraphSettings, WorkerSettings, bytes_field
 
+SHARED_PASS_TOKENS = 512
+"""Prompts in one pass on cores that others share: more are hardly faster on a CPU, and all get
+their first token at its end."""
+
 
 class PrefillSettings(WorkerSettings):
     """Runs prompts, sends their first tokens and hands their KV to a decoder."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.prefill.build import SHARED_PASS_TOKENS, step_limits
-from services.prefill.settings import PrefillSettings
+from services.prefill.build import step_limits
+from services.prefill.settings import SHARED_PASS_TOKENS, PrefillSettings
 
 SETTINGS = PrefillSettings(max_batch_tokens=4096, mixed_step_tokens=256)
 SHARING = PrefillSettings(max_batch_tokens=4096, mixed_step_tokens=256, core_group="here")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.planner.cluster import Cluster, Limits, Links
+from services.planner.engine import SLICE_S
 from services.planner.fit import Fit
 from services.planner.perf_model import PerformanceModel
 from services.planner.simulator import simulate
@@ -70,8 +71,18 @@ class TestByHand:
             for num_cores in (0, 1, 2)
         )
         assert [each.ttft_s for each in apart.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
-        assert [each.ttft_s for each in together.requests] == pytest.approx([0.6, 0.6], abs=1e-5)
+        assert [each.ttft_s for each in together.requests] == pytest.approx(
+            [0.6, 0.6], abs=SLICE_S + 1e-5
+        )
         assert [each.ttft_s for each in two.requests] == pytest.approx([0.3, 0.3], abs=1e-5)
+
+    def test_workers_that_share_cores_have_short_passes(self) -> None:
+        # Two prompts come while a first one is computed, for 0.3 s. They are one pass of 0.8 s, or
+        # two of 0.5 s where prefill and decode have one core.
+        arrivals = [arrival(0, 100, 1), arrival(0.1, 300, 1), arrival(0.1, 300, 1)]
+        for num_cores, seen_s in ((0, [0.3, 1.1, 1.1]), (2, [0.3, 1.1, 1.1]), (1, [0.3, 0.8, 1.3])):
+            done = simulate(Cluster("1P 1D", Limits(), FREE, num_cores), MODEL, arrivals).requests
+            assert [each.first_s for each in done] == pytest.approx(seen_s, abs=1e-5)
 
     def test_the_gateways_work_slows_down_those_on_its_core(self) -> None:
         links = replace(FREE, token_s=0.01)
@@ -80,9 +91,9 @@ class TestByHand:
             Cluster("1PD", links=links, num_cores=1), MODEL, [arrival(0, 100, 3)]
         ).requests
         assert alone.tpot_s == pytest.approx(0.015, abs=1e-5)
-        # The first two tokens' 0.01 s run beside the next step's 0.015 s, at half the speed for
-        # 0.02 s, the last one's alone: tokens are seen 0.02, 0.045 and 0.06 s after the prefill.
-        assert shared.tpot_s == pytest.approx(0.02, abs=1e-5)
+        # The first two tokens' 0.01 s run beside the next step's 0.015 s, in slices of 0.004 s, the
+        # last one's alone: tokens are seen 0.018, 0.043 and 0.06 s after the prefill.
+        assert shared.tpot_s == pytest.approx(0.021, abs=1e-5)
 
     def test_the_gateway_passes_one_step_on_after_the_other(self) -> None:
         links = replace(FREE, event_s=0.02, token_s=0.01)
@@ -100,7 +111,7 @@ class TestByHand:
         )
         assert alone.requests[0].ttft_s == pytest.approx(0.4 + 0.3, abs=1e-5)
         # 0.1 s beside the tower, all of the prompt's 0.3 s beside the picture's 0.4 s.
-        assert shared.requests[0].ttft_s == pytest.approx(0.4 + 0.1 + 2 * 0.3, abs=1e-5)
+        assert shared.requests[0].ttft_s == pytest.approx(0.4 + 0.1 + 2 * 0.3, abs=2 * SLICE_S)
 
     def test_cores_that_hinder_each_other_are_slower_when_all_are_busy(self) -> None:
         arrivals = [arrival(0, 100, 1), arrival(0, 100, 1)]
@@ -108,7 +119,7 @@ class TestByHand:
         cluster = Cluster("2P 1D", limits, FREE, num_cores=2, full_speed=0.75)
         both = simulate(cluster, MODEL, arrivals).requests
         (alone,) = simulate(cluster, MODEL, arrivals[:1]).requests
-        assert [each.ttft_s for each in both] == pytest.approx([0.4, 0.4], abs=1e-5)
+        assert [each.ttft_s for each in both] == pytest.approx([0.4, 0.4], abs=SLICE_S)
         assert alone.ttft_s == pytest.approx(0.3, abs=1e-5)
 
     def test_kv_travels_while_the_prompt_is_computed(self) -> None:
