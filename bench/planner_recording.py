@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from bench.planner_calibration import Trial
 from bench.planner_load import Served
+from bench.planner_trials import Trial
 from services.planner.cluster import Cluster
 from services.planner.perf_model import PerformanceModel
 from services.planner.slo import Slo
@@ -24,26 +24,28 @@ from shared.errors import SettingsError
 
 
 @dataclass(frozen=True)
-class Rate:
-    """One rate: what was sent and served, and the trials after it. `foreign_share` is of the CPU
-    time that others took."""
+class Chunk:
+    """Some seconds at one rate: what was sent and served. `foreign_share` is of the CPU time that
+    others took."""
 
     rate_per_s: float
     arrivals: Sequence[Arrival]
     served: Sequence[Served]
     foreign_share: float
-    after: Sequence[Trial]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A run: the system as far as it was known before, the trials, and the rates in their order."""
+    """A run: the system as far as a profile tells, trials, a chunk of each rate, trials, and so on.
+
+    There is one set of trials more than there are rounds of chunks.
+    """
 
     cluster: Cluster
     model: PerformanceModel
     slo: Slo
-    before: Sequence[Trial]
-    rates: Sequence[Rate]
+    trials: Sequence[Sequence[Trial]]
+    rounds: Sequence[Sequence[Chunk]]
 
     def write(self, path: Path) -> None:
         """Raises `OSError`."""

@@ -15,7 +15,6 @@ from bench.client import chat_body
 from bench.prompts import PromptMaker
 from examples.plates.draw import draw
 from examples.plates.specs import plate_spec
-from services.planner.goodput import at_rate
 from services.planner.workload import Arrival, Shape, poisson
 from shared.demo import model_dir
 from shared.messages.descriptor import SamplingParams
@@ -42,7 +41,6 @@ class RequestMaker:
     """New requests, with the tokens and patches that the gateway will count."""
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
         self._draw = random.Random(seed)
         self._prompts = PromptMaker(model_dir())
 
@@ -71,9 +69,8 @@ class RequestMaker:
         return Request(body, arrival)
 
     def load(self, num_requests: int, rate_per_s: float) -> list[Request]:
-        """Requests at about this rate, at random times that are the same but for their scale."""
+        """Requests at about this rate, at random times, others in each call."""
         kinds = {shape.kind: shape for shape in KINDS}
-        times = at_rate(
-            poisson(KINDS, rate_per_s=1.0, num_requests=num_requests, seed=self._seed), rate_per_s
-        )
+        seed = self._draw.randrange(1 << 30)
+        times = poisson(KINDS, rate_per_s=rate_per_s, num_requests=num_requests, seed=seed)
         return [self.make(kinds[each.kind], each.arrival_s) for each in times]

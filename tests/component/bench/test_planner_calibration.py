@@ -8,20 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.planner_calibration import (
-    APART_S,
-    BURST,
-    Trial,
-    calibrated,
-    measured_values,
-    served_of,
-)
+from bench.planner_calibration import Calibrated, calibrated, simulated
 from bench.planner_load import Served
-from bench.planner_recording import Rate, Recording
+from bench.planner_recording import Chunk, Recording
 from bench.planner_stages import stage_table
+from bench.planner_trials import APART_S, Trial, load_rates, values
 from services.planner.cluster import Cluster, Links
 from services.planner.fit import Fit
-from services.planner.perf_model import PerformanceModel
+from services.planner.perf_model import STEPS, PerformanceModel
 from services.planner.simulator import simulate
 from services.planner.slo import Slo
 from services.planner.workload import Arrival, Shape, poisson
@@ -42,8 +36,11 @@ TRUTH = Cluster(
     "1E 1P 1D",
     links=replace(
         LINKS,
+        accept_s=0.002,
         gateway_s=0.006,
         step_s=0.0006,
+        row_s=0.0002,
+        wait_share=0.3,
         store_s=0.004,
         event_s=0.0004,
         token_s=0.0005,
@@ -66,52 +63,78 @@ def arrival(shape: Shape, at_s: float) -> Arrival:
     return Arrival.model_validate(fields)
 
 
-def trial(name: str, arrivals: list[Arrival]) -> Trial:
-    """As the system whose times are known would have been measured; its steps take 1.2 times as
-    long as the profile says."""
-    done = simulate(TRUTH, slow(1.2), arrivals)
-    return Trial(name, arrivals, [served_of(each) for each in done.requests], done.host_busy_s)
-
-
-def slow(factor: float) -> PerformanceModel:
-    changes = {
-        name: Fit(coefficients=tuple(factor * each for each in fit.coefficients))
-        for name in ("encode", "preprocess", "prefill")
-        for fit in [getattr(MODEL, name)]
-    }
-    return MODEL.model_copy(update=changes)
+SLOWER = dict.fromkeys(("encode", "preprocess", "prefill"), 1.2)
+"""The system's steps, next to what the profile says."""
+PACES = (0.8, 1.25)
+RATES = (8.0, 13.0)
+TRUE = Calibrated(TRUTH, MODEL.times(SLOWER), PACES)
 
 
 @pytest.fixture(scope="module")
-def trials() -> list[Trial]:
-    text, image = SHAPES
-    return [
-        *(trial(f"single {s.kind}", [arrival(s, n * APART_S) for n in range(4)]) for s in SHAPES),
-        *(trial(f"burst {s.kind}", [arrival(s, 0.0)] * BURST) for s in SHAPES),
-        trial("burst mixed", [arrival((text, image)[n % 2], 0.0) for n in range(BURST)]),
+def sets() -> list[list[Trial]]:
+    """As the system whose times are known would have been measured, at three paces."""
+    asked = [
+        [
+            *(
+                Trial(f"single {s.kind}", [arrival(s, n * APART_S) for n in range(3)], [], 0.0)
+                for s in SHAPES
+            ),
+            *(
+                Trial(
+                    f"load {rate}",
+                    poisson(SHAPES, rate_per_s=rate, num_requests=25, seed=10 * number + place),
+                    [],
+                    0.0,
+                )
+                for place, rate in enumerate(RATES)
+            ),
+        ]
+        for number in range(len(PACES))
     ]
+    return TRUE.simulated(asked)
 
 
-def test_a_fitted_simulator_foresees_another_load(trials: list[Trial]) -> None:
-    cluster, model = calibrated(
-        Cluster("1E 1P 1D", links=LINKS, num_cores=2, full_speed=0.8), MODEL, trials
-    )
-    for name in ("encode", "prefill"):
-        assert getattr(model, name).coefficients == pytest.approx(
-            getattr(slow(1.2), name).coefficients, rel=0.15
-        )
-    arrivals = poisson(SHAPES, rate_per_s=12.0, num_requests=150, seed=3)
-    truth = simulate(TRUTH, slow(1.2), arrivals).requests
-    told = simulate(cluster, model, arrivals).requests
-    for value in ("ttft_s", "tpot_s"):
+def test_a_fitted_simulator_foresees_another_load(sets: list[list[Trial]]) -> None:
+    cluster = Cluster("1E 1P 1D", links=LINKS, num_cores=2, full_speed=0.8)
+    fitted = calibrated(cluster, MODEL, sets)
+    assert fitted.paces == pytest.approx(PACES, rel=0.1)
+    arrivals = poisson(SHAPES, rate_per_s=11.0, num_requests=150, seed=3)
+    truth, told = (simulate(*each.at(1.1), arrivals).requests for each in (TRUE, fitted))
+    for name in ("ttft_s", "tpot_s"):
         real, foreseen = (
-            statistics.median(getattr(each, value) for each in side) for side in (truth, told)
+            statistics.median(getattr(each, name) for each in side) for side in (truth, told)
         )
         assert foreseen == pytest.approx(real, rel=0.12)
 
 
-def test_a_table_shows_where_both_sides_differ(trials: list[Trial]) -> None:
-    served = list(trials[0].served)
+def test_one_set_of_trials_has_no_drift(sets: list[list[Trial]]) -> None:
+    cluster = Cluster("1E 1P 1D", links=LINKS, num_cores=2, full_speed=0.8)
+    assert calibrated(cluster, MODEL, sets[:1]).paces == (1.0,)
+
+
+def test_a_slower_machine_takes_longer_for_everything(sets: list[list[Trial]]) -> None:
+    cluster, model = TRUE.at(2.0)
+    assert cluster.links.store_s == pytest.approx(2 * TRUTH.links.store_s)
+    assert cluster.links.wait_share == TRUTH.links.wait_share
+    assert cluster.links.bytes_per_s == pytest.approx(TRUTH.links.bytes_per_s / 2)
+    assert all(
+        getattr(model, name).seconds(*rest)
+        == pytest.approx(2 * getattr(TRUE.model, name).seconds(*rest))
+        for name, rest in zip(STEPS, ((9,), (9,), (9, 81), (9, 1)), strict=True)
+    )
+    alone = sets[0][0]
+    slow, quick = (values([simulated(*TRUE.at(pace), alone)]) for pace in (2.0, 1.0))
+    assert slow["text p50 TTFT"] == pytest.approx(2 * quick["text p50 TTFT"], rel=0.01)
+
+
+def test_loads_are_relative_to_what_cores_can_do(sets: list[list[Trial]]) -> None:
+    singles = [replace(each, cpu_s=0.1 * len(each.served)) for each in sets[0] if each.is_single]
+    low, high = load_rates(singles, num_cores=2)
+    assert (low, high) == pytest.approx((0.65 * 20, 1.1 * 20))
+
+
+def test_a_table_shows_where_both_sides_differ(sets: list[list[Trial]]) -> None:
+    served = list(sets[0][0].served)
     slower = [replace(each, ttft_s=2 * each.ttft_s) for each in served]
     lines = stage_table(["text"] * len(served), served, slower).splitlines()
     (row,) = (line for line in lines if "TTFT" in line)
@@ -120,17 +143,17 @@ def test_a_table_shows_where_both_sides_differ(trials: list[Trial]) -> None:
     assert not any("media.fetch" in line for line in lines)
 
 
-def test_what_was_measured_can_be_judged_again(trials: list[Trial], tmp_path: Path) -> None:
+def test_what_was_measured_can_be_judged_again(sets: list[list[Trial]], tmp_path: Path) -> None:
     arrivals = poisson(SHAPES, rate_per_s=12.0, num_requests=5, seed=3)
     failed = [Served() for _ in arrivals]
-    rate = Rate(12.0, arrivals, failed, 0.01, trials)
-    recording = Recording(TRUTH, MODEL, Slo(1.0, 0.1), trials, [rate])
+    chunk = Chunk(12.0, arrivals, failed, 0.01)
+    recording = Recording(TRUTH, MODEL, Slo(1.0, 0.1), sets, [[chunk], [chunk]])
     recording.write(tmp_path / "kept.json")
     again = Recording.read(tmp_path / "kept.json")
     assert (again.cluster, again.model, again.slo) == (TRUTH, MODEL, recording.slo)
-    assert list(again.rates[0].arrivals) == list(arrivals)
-    assert list(again.rates[0].served) == failed
-    for kept, made in zip(again.before, trials, strict=True):
-        assert measured_values(kept) == measured_values(made)
+    assert list(again.rounds[1][0].arrivals) == list(arrivals)
+    assert list(again.rounds[1][0].served) == failed
+    for kept, made in zip(again.trials, sets, strict=True):
+        assert values([kept[0]]) == values([made[0]])
     with pytest.raises(SettingsError, match="--replay = .*cannot be read"):
         Recording.read(tmp_path / "none.json")
