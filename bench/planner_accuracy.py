@@ -11,11 +11,11 @@ A machine's speed drifts within minutes by more than the aim allows for. So each
 chunks of some seconds, all rates in turn, with trials before and after each round, and a chunk is
 simulated at the pace of the trials around it; no request of a comparison is part of any trial.
 Limits near what a single request takes are missed by every hiccup of the machine, so the shares are
-told for tighter and looser ones as well.
-Other load falsifies results: each round waits for a quiet machine, and the share that others took
-meanwhile is printed. For each rate a table tells where the time went, measured and simulated.
-Prints the largest difference in points last. `--keep FILE` writes what was measured, `--replay
-FILE` judges it again with the simulator as it is now, and serves nothing.
+told for looser ones as well. Other load falsifies results: each round waits for a quiet machine,
+and the share that others took meanwhile is printed. For each rate a table tells where the time
+went, measured and simulated. Prints the largest difference in points last. `--keep FILE` writes
+what was measured, `--replay FILE` judges it again with the simulator as it is now, and serves
+nothing.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.cores is not None and not 0 < options.cores <= len(own_cores()):
         parser.error(f"--cores = {options.cores}: should be 1 to {len(own_cores())}")
+    for name in ("rounds", "chunk_s", "singles", "loaded"):
+        if getattr(options, name) <= 0:
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} = {getattr(options, name)}: should be above 0")
     if options.replay is None:
         recording = measure(options)
     else:

@@ -95,6 +95,9 @@ class Trials:
             served = [send(self.url, [each.at(0.0)])[0] for each in requests]
         else:
             served = send(self.url, requests)
+        failed = sum(not each.trace_id for each in served)
+        if failed:
+            raise RuntimeError(f"{name}: {failed} of {len(served)} requests failed")
         time.sleep(SPANS_WAIT_S)
         cpu_s = cpu.seconds() - self.idle_share * (time.perf_counter() - started_s)
         arrivals = [each.arrival for each in requests]

@@ -74,6 +74,9 @@ class Host:
 
     def hop(self, seconds: float, done: Action) -> None:
         """Run `done` after a hop that takes so long while nothing else runs."""
+        if not self._num_cores:
+            self._timeline.after(seconds, done)
+            return
         waits_s = seconds * self._wait_share
         self.run(seconds - waits_s, lambda: self._timeline.after(waits_s, done))
 
