@@ -8,6 +8,7 @@ longer sequences are `PromptPlan`'s; other number formats and head sizes go to `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +18,15 @@ from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionPlan, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.kernel_plan import KernelPlan, with_packed_heads
-from shared.model.kernels.choice import has_compiled_kernels
+from shared.model.kernels.choice import has_compiled_kernels, has_paired_kernels
 from shared.model.kernels.narrow import VECTOR_LANES
 from shared.model.kernels.team import run_on_team
 from shared.model.prompt_attention import PromptPlan, prompt_kernel
 
-KERNEL_OF_DTYPE = {"bfloat16": "attend_bf16", "float32": "attend_float32"}
+if TYPE_CHECKING:
+    from shared.model.kernels.machine_code import Kernel
+
+DTYPES = ("bfloat16", "float32")
 
 
 class CpuAttention:
@@ -49,12 +53,11 @@ def _compile_for(geometry: KvGeometry) -> None:
         cache_rows,
         gates,
         norms,
-        pages,
         rotations,
         sequences,
     )
 
-    kernels = [getattr(pages, KERNEL_OF_DTYPE[geometry.dtype]), prompt_kernel(geometry)]
+    kernels = [token_kernel(geometry), prompt_kernel(geometry)]
     if geometry.dtype == "bfloat16":
         kernels += [
             norms.norm_bf16,
@@ -72,23 +75,36 @@ def _is_decode(batch: ForwardBatch) -> bool:
 
 
 def _has_kernels(geometry: KvGeometry) -> bool:
-    is_fit = geometry.dtype in KERNEL_OF_DTYPE and geometry.head_dim % VECTOR_LANES == 0
+    is_fit = geometry.dtype in DTYPES and geometry.head_dim % VECTOR_LANES == 0
     return is_fit and has_compiled_kernels()
 
 
+def token_kernel(geometry: KvGeometry) -> Kernel:
+    """What computes single tokens over such a cache. numba is needed from here on."""
+    from shared.model.kernels import pages, prompt_layout
+
+    if geometry.dtype == "float32":
+        return pages.attend_float32
+    are_pairs = has_paired_kernels() and geometry.head_dim % prompt_layout.PAIRED_WIDTH == 0
+    return pages.attend_pairs if are_pairs else pages.attend_bf16
+
+
 class PagedPlan(KernelPlan):
-    """Reading plan of a step of single tokens."""
+    """Reading plan of a step of single tokens.
+
+    `kernel` is `token_kernel`'s choice unless it is given, as tests and benches do.
+    """
 
     def __init__(
-        self, batch: ForwardBatch, kv: KvCache, sliding_windows: tuple[int | None, ...]
+        self,
+        batch: ForwardBatch,
+        kv: KvCache,
+        sliding_windows: tuple[int | None, ...],
+        kernel: Kernel | None = None,
     ) -> None:
-        from shared.model.kernels import pages
-
-        kernel: int = getattr(pages, KERNEL_OF_DTYPE[kv.geometry.dtype]).address
-        super().__init__(kernel, batch, kv, sliding_windows)
+        kernel = kernel or token_kernel(kv.geometry)
+        super().__init__(kernel.address, batch, kv, sliding_windows)
         self._contexts = batch.context_lens.contiguous()
-        # What the tables have room for, and not the longest context: it lasts while they do.
-        self._max_context = self._tables.shape[1] * kv.block_size
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
@@ -107,7 +123,6 @@ class PagedPlan(KernelPlan):
                 head_dim,
                 kv.block_size,
                 self._tables.shape[1],
-                self._max_context,
                 self._windows[layer] or 0,
                 q.data_ptr(),
                 q.stride(0),

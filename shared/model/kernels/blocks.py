@@ -28,6 +28,7 @@ from shared.model.kernels.lanes import (
     spread,
     store_lanes,
 )
+from shared.model.kernels.vector import row_at
 
 BLOCK_ROWS = 6
 BLOCK_COLUMNS = 2 * LANES
@@ -101,6 +102,59 @@ def multiply_block(
 
     floats = types.CPointer(types.float32)
     return types.void(rows, rows, types.int64, floats, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def multiply_rows(
+    typing_context: Any,
+    rows: Any,
+    stride: Any,
+    count: Any,
+    columns: Any,
+    apart: Any,
+    depth: Any,
+    sums: Any,
+    sums_stride: Any,
+    goes_on: Any,
+) -> Any:
+    """`sums[i, j] += rows[i, k] * columns[k, j]` over `depth` steps `k`.
+
+    For `count` rows, a literal, `stride` apart, and `BLOCK_COLUMNS` columns, whose steps lie
+    `apart`. As in `multiply_block` both are float32 or words of two steps each, and sums start from
+    zero unless `goes_on`.
+    """
+    add = _add_pairs if rows.dtype == types.uint32 else fused_multiply_add
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows_at, stride, _, columns_at, apart, depth, sums, sums_stride, goes_on = arguments
+        lanes = range(0, BLOCK_COLUMNS, LANES)
+        starts = [row_at(builder, rows_at, stride, i) for i in range(count.literal_value)]
+        places = [
+            builder.gep(row_at(builder, sums, sums_stride, i), [ir.Constant(_I64, lane)])
+            for i in range(count.literal_value)
+            for lane in lanes
+        ]
+        totals = [cgutils.alloca_once(builder, VECTOR) for _ in places]
+        for total in totals:
+            builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
+        zero, one = ir.Constant(_I64, 0), ir.Constant(_I64, 1)
+        with builder.if_then(builder.icmp_signed("!=", goes_on, zero)):
+            for total, place in zip(totals, places, strict=True):
+                builder.store(load_one(builder, place, zero, types.float32)[0], total)
+        with cgutils.for_range_slice(builder, zero, depth, one, _I64) as (k, _):
+            here = builder.gep(columns_at, [builder.mul(k, apart)])
+            values = [_vector(builder, here, lane, rows.dtype) for lane in lanes]
+            for i, start in enumerate(starts):
+                factor = spread(builder, builder.load(builder.gep(start, [k])))
+                for total, value in zip(totals[i * len(values) :], values, strict=False):
+                    builder.store(add(builder, factor, value, builder.load(total)), total)
+        for total, place in zip(totals, places, strict=True):
+            store_lanes(builder, builder.load(total), place, types.float32)
+        return context.get_dummy_value()
+
+    floats, number = types.CPointer(types.float32), types.int64
+    signature = types.void(*(rows, number, count, rows, number), *(number, floats, number, number))
+    return signature, generate
 
 
 @intrinsic
@@ -192,6 +246,16 @@ def _add_outer_product_of_pairs(
         for n, weight in enumerate(weights):
             total = totals[i * num_vectors + n]
             builder.store(add_pair_products(builder, builder.load(total), pairs, weight), total)
+
+
+def _add_pairs(builder: Any, pairs: Any, others: Any, total: Any) -> Any:
+    return add_pair_products(builder, total, pairs, others)
+
+
+def _vector(builder: Any, pointer: Any, at: int, dtype: Any) -> Any:
+    """LANES values as float32, or words as words."""
+    values = load_one(builder, pointer, ir.Constant(_I64, at), dtype)[0]
+    return builder.bitcast(values, WORDS) if dtype == types.uint32 else values
 
 
 def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from shared.model.attention import SdpaAttention, SdpaPlan
 from shared.model.batch import ForwardBatch, SequenceInput
 from shared.model.cpu_attention import CpuAttention, PagedPlan
 from shared.model.kernels.choice import has_compiled_kernels
+from tests.support.paged_attention import Heads, float64_attention, paged_step
 
 needs_compiled = pytest.mark.skipif(
     not has_compiled_kernels(), reason="needs numba and a CPU with fused multiply-add"
@@ -109,6 +110,38 @@ def test_a_sliding_layer_sees_its_window_only() -> None:
             weights = (keys[slots, head // 2] @ q[i, head] / 8.0).softmax(0)
             expected = weights @ values[slots, head // 2]
             assert float((got[i, head] - expected).abs().max()) < 5e-6
+
+
+@needs_compiled
+@pytest.mark.parametrize("window", [None, 21])
+@pytest.mark.parametrize("block_size", [1, 5, 16, 64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("heads", [Heads(3, 1, 64), Heads(2, 7, 64), Heads(1, 13, 48)])
+def test_nothing_beyond_a_context_is_looked_at(
+    heads: Heads, dtype: torch.dtype, tolerance: float, block_size: int, window: int | None
+) -> None:
+    lens = [(cached, 1) for cached in (0, 14, 15, 16, 31, 32, 200)]
+    step = paged_step(lens, heads, block_size=block_size, dtype=dtype, device="cpu")
+    plan = CpuAttention().plan(step.batch, step.kv, (window,))
+    assert isinstance(plan, PagedPlan)
+    got = plan.attend(0, step.q, step.k, step.k, step.kv)
+    assert float((got - float64_attention(step, window)).abs().max()) < tolerance
+
+
+@needs_compiled
+@pytest.mark.parametrize("head_dim", [8, 40, 64])
+def test_bfloat16_without_products_of_pairs(head_dim: int) -> None:
+    pages = pytest.importorskip("shared.model.kernels.pages")
+    step = paged_step(
+        [(40, 1), (99, 1)],
+        Heads(2, 3, head_dim),
+        block_size=16,
+        dtype=torch.bfloat16,
+        device="cpu",
+    )
+    plan = PagedPlan(step.batch, step.kv, (None,), pages.attend_bf16)
+    got = plan.attend(0, step.q, step.k, step.k, step.kv)
+    assert float((got - float64_attention(step)).abs().max()) < 1e-2
 
 
 def test_everything_else_goes_to_torch() -> None:
