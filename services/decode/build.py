@@ -66,5 +66,6 @@ async def build(
         hand_over=language.hand_over,
         departure=Departure(worker, tasks, language.kv, language.pool),
         grammars=Grammars(folder.directory, folder.spec),
-        turns=Turns(worker.bus, group_on(folder.device, settings.core_group)),
+        turns=Turns(worker.bus, group_on(folder.device, settings.core_group), me=worker.me),
+        rides=language.rides,
     )
