@@ -66,6 +66,5 @@ async def build(
         hand_over=language.hand_over,
         departure=Departure(worker, tasks, language.kv, language.pool),
         grammars=Grammars(folder.directory, folder.spec),
-        turns=Turns(worker.bus, group_on(folder.device, settings.core_group), me=worker.me),
-        rides=language.rides,
+        turns=Turns(worker.bus, group_on(folder.device, settings.core_group)),
     )

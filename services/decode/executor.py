@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 
-import torch
-
 from services.decode.batch import DecodeBatch
 from services.decode.plan import StepPlan
 from services.decode.sequence import Sequence
@@ -15,7 +13,6 @@ from services.decode.speculation import num_accepted
 from services.decode.speculator import Speculator
 from services.decode.swap import SwapSpace
 from shared.cache.kv_cache import KvCache
-from shared.model.batch import SequenceInput
 from shared.model.decoder import LanguageModel
 from shared.model.forward_step import ForwardStep
 from shared.model.recorded_steps import RecordedSteps
@@ -29,26 +26,6 @@ class StepResult:
 
     tokens: list[list[Sampled | None]]
     num_drafted: list[int]
-
-
-class StepRiders:
-    """The next step of every sequence of a batch, computed in a pass of prompts (see `Rides`)."""
-
-    def __init__(self, sequences: Sequences[Sequence]) -> None:
-        self._sequences = sequences
-        self.result: StepResult | None = None
-
-    def board(self) -> list[SequenceInput]:
-        """The newest token of each sequence."""
-        return [
-            SequenceInput([each.last_token_id], [each.next_pos], each.blocks.block_ids, each.kv_len)
-            for each in self._sequences
-        ]
-
-    def arrive(self, logits: torch.Tensor) -> None:
-        """Sample the token after each."""
-        sampled = sample(logits, [sequence.state.row() for sequence in self._sequences])
-        self.result = StepResult([[token] for token in sampled], [0] * len(sampled))
 
 
 class DecodeExecutor:
@@ -84,11 +61,6 @@ class DecodeExecutor:
             tokens = [[token] for token in self.run(plan.batch)]
             return StepResult(tokens, [0] * len(tokens))
         return self._speculate(plan.batch, self._speculator)
-
-    def riders(self, plan: StepPlan) -> StepRiders | None:
-        """The step as a part of somebody else's pass; None where it must be taken alone."""
-        is_plain = self._speculator is None and not plan.saves and not plan.restores
-        return StepRiders(plan.batch) if is_plain and plan.batch else None
 
     def run(self, sequences: Sequences[Sequence]) -> list[Sampled | None]:
         """Write the newest token's KV of each sequence and sample the token after it.

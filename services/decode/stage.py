@@ -18,10 +18,9 @@ import asyncio
 import logging
 
 from services.decode.departure import Departure, leaves
-from services.decode.executor import DecodeExecutor, StepResult
+from services.decode.executor import DecodeExecutor
 from services.decode.inlet import KvInlet, Withdrawn
 from services.decode.outcome import measure, take_in
-from services.decode.plan import StepPlan
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
@@ -38,7 +37,6 @@ from shared.runtime.core_turns import Turns
 from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
-from shared.runtime.rides import Rides
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.step_guard import StepGuard
@@ -66,7 +64,6 @@ class DecodeStage:
         grammars: Grammars,
         departure: Departure,
         turns: Turns,
-        rides: Rides,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -82,7 +79,6 @@ class DecodeStage:
         self._requests: dict[Sequence, RequestDescriptor] = {}
         self._departure = departure
         self._turns = turns
-        self._rides = rides
         self._leave_by_s: float | None = None
         self._step_s = 0.0
         self._sending: asyncio.Task[None] | None = None
@@ -122,7 +118,7 @@ class DecodeStage:
         started_s = monotonic()
         try:
             with self._metrics.step_s.time():
-                result = await self._compute(plan)
+                result = await self._worker.compute(self._executor.step, plan)
             self._step_s = monotonic() - started_s
             self._guard.succeeded()
             measure(self._metrics, plan, result)
@@ -144,19 +140,10 @@ class DecodeStage:
         try:
             while True:
                 await self._depart()
-                self._rides.rest()  # until the next step can be taken
                 await self._turns.free()
                 await self.step()
         finally:
-            self._rides.rest()
             await self._sent()
-
-    async def _compute(self, plan: StepPlan) -> StepResult:
-        """In the next pass of prompts of this process, if there is one, else alone."""
-        riders = self._executor.riders(plan)
-        if riders is not None and await self._rides.ride(riders) and riders.result is not None:
-            return riders.result
-        return await self._worker.compute(self._executor.step, plan)
 
     async def _prepare_to_leave(self, stop: Stop) -> None:
         """From a change of the process' role on, each step may send answers away."""

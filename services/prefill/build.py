@@ -28,7 +28,6 @@ from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.local_encoder import LocalEncoder
-from shared.runtime.rides import Rides
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import PrefillMetrics, PrefixCacheCollector
 from shared.transport.landing import Landing
@@ -61,7 +60,6 @@ async def build(
         plan=piece_plan(language, settings, folder.device),
         max_held=settings.max_held,
         hand_over=language.hand_over,
-        rides=language.rides if takes_riders(settings, folder.device) else Rides(),
         grammars=Grammars(folder.directory, folder.spec),
         passes=LongPasses(worker.bus, worker.me, group_on(folder.device, settings.core_group)),
     )
@@ -132,14 +130,6 @@ def step_limits(settings: PrefillSettings, *, device: str, beside_decode: bool) 
         return max_tokens, chunk_tokens
     max_tokens = min(max_tokens, settings.mixed_step_tokens)
     return max_tokens, min(chunk_tokens or max_tokens, max_tokens)
-
-
-def takes_riders(settings: PrefillSettings, device: str) -> bool:
-    """Whether running answers of the same process take their next tokens in passes of prompts.
-
-    On a GPU both kinds of passes have graphs of their own.
-    """
-    return settings.mixed_passes and device == "cpu"
 
 
 async def open_links(

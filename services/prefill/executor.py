@@ -19,7 +19,6 @@ from shared.model.sampler import SamplingRow, sample
 from shared.model.sampling_row import SamplingState
 from shared.model.step import StepContext
 from shared.modelspec import ModelSpec
-from shared.runtime.rides import Riders
 from shared.transport.tensors import settled
 
 
@@ -73,23 +72,14 @@ class FirstToken:
 class PrefillStep:
     """One forward pass over packed slices that can stop between layers and go on later.
 
-    `riders` are sequences of a decode step that are computed behind them (see `Rides`).
-
     However often it stops, results are bit-equal: the hidden state waits in this object, keys and
     values of the finished layers in their blocks, which must stay the prompts' own meanwhile.
     """
 
-    def __init__(
-        self,
-        model: LayeredModel,
-        kv: KvCache,
-        inputs: Sequence[PromptInput],
-        riders: Riders | None = None,
-    ) -> None:
+    def __init__(self, model: LayeredModel, kv: KvCache, inputs: Sequence[PromptInput]) -> None:
         self._model = model
         self._kv = kv
         self._inputs = inputs
-        self._riders = riders
         self._hidden: torch.Tensor | None = None  # [num_tokens, hidden]
         self._context: StepContext | None = None
         self._num_layers_done = 0
@@ -108,8 +98,6 @@ class PrefillStep:
         """
         if self._hidden is None or self._context is None:
             sequences = [_sequence(each) for each in self._inputs]
-            if self._riders is not None:
-                sequences += self._riders.board()
             batch = ForwardBatch.pack(sequences, self._kv.block_size, device=self._kv.device)
             self._context = self._model.begin(batch, self._kv)
             self._hidden = self._model.embed(batch)
@@ -127,13 +115,9 @@ class PrefillStep:
         return self._first_tokens(self._hidden, self._context)
 
     def _first_tokens(self, hidden: torch.Tensor, context: StepContext) -> list[FirstToken | None]:
-        has_tokens = any(each.is_last for each in self._inputs)
-        if not has_tokens and self._riders is None:
+        if not any(each.is_last for each in self._inputs):
             return [None] * len(self._inputs)  # reading the output head would be for nothing
         logits = self._model.finish(hidden, context)
-        if self._riders is not None:
-            self._riders.arrive(logits[len(self._inputs) :])
-            logits = logits[: len(self._inputs)]
         tokens = sample(logits, [each.prompt.sampling for each in self._inputs])
         return [
             FirstToken(token.token_id, each.prompt.next_pos, token.logprobs)
@@ -172,10 +156,9 @@ class PrefillExecutor:
             bidirectional_spans=media_spans(rows) if self._spec.text.bidirectional_media else (),
         )
 
-    def begin(self, inputs: Sequence[PromptInput], riders: Riders | None = None) -> PrefillStep:
-        """A step over these slices, and whatever rides in it; nothing is computed before its
-        `advance`."""
-        return PrefillStep(self._model, self._kv, inputs, riders)
+    def begin(self, inputs: Sequence[PromptInput]) -> PrefillStep:
+        """A step over these slices; nothing is computed before its `advance`."""
+        return PrefillStep(self._model, self._kv, inputs)
 
     def run(self, inputs: Sequence[PromptInput]) -> list[FirstToken | None]:
         """Fill each prompt's blocks and sample the token after it.

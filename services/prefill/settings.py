@@ -43,16 +43,11 @@ class PrefillSettings(WorkerSettings):
         json_schema_extra=flag("chunk-tokens", "TOKENS"),
     )
     mixed_step_tokens: int = Field(
-        512,
+        256,
         ge=0,
         description="Prompt tokens in one forward pass of a process that decodes as well, which is "
         "how long its running answers pause; 0: as --max-batch-tokens and --chunk-tokens say",
         json_schema_extra=flag("mixed-step-tokens", "TOKENS"),
-    )
-    mixed_passes: bool = Field(
-        True,
-        description="Where a process on a CPU decodes as well, its running answers take their next "
-        "tokens in the forward passes of prompts, which read the weights anyway",
     )
     kv_transfer: Literal["whole", "per-chunk", "layer-wise"] = Field(
         "layer-wise",

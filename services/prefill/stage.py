@@ -40,7 +40,6 @@ from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.hand_over import HandOver
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
-from shared.runtime.rides import Rides
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.worker import Worker
@@ -78,7 +77,6 @@ class PrefillStage:
         max_held: int,
         grammars: Grammars,
         passes: LongPasses,
-        rides: Rides,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -108,7 +106,6 @@ class PrefillStage:
             metrics=links.metrics,
             work=self._work,
             passes=passes,
-            rides=rides,
             tells_layers=plan.transfer == "layer-wise",
         )
 

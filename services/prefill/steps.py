@@ -11,14 +11,13 @@ import asyncio
 from collections.abc import Sequence
 
 from services.prefill.batch import PrefillBatch
-from services.prefill.executor import FirstToken, PrefillExecutor, PrefillStep
+from services.prefill.executor import FirstToken, PrefillExecutor
 from services.prefill.first_token import events_of
 from services.prefill.job import EarlySpan, PrefillJob
 from services.prefill.scheduler import PrefillScheduler
 from shared.clock import wall
 from shared.messages.control import Role
 from shared.runtime.core_turns import LongPasses
-from shared.runtime.rides import Rides
 from shared.runtime.signal import Signal
 from shared.runtime.step_guard import StepGuard, not_a_number
 from shared.runtime.worker import Worker
@@ -26,8 +25,7 @@ from shared.telemetry.metrics import PrefillMetrics
 
 
 class PrefillSteps:
-    """`step` computes one batch. With `tells_layers` decoders hear of finished layers; `rides`
-    are taken by this process' own."""
+    """`step` computes one batch. With `tells_layers` decoders hear of finished layers."""
 
     def __init__(
         self,
@@ -38,7 +36,6 @@ class PrefillSteps:
         metrics: PrefillMetrics,
         work: Signal,
         passes: LongPasses,
-        rides: Rides,
         tells_layers: bool,
     ) -> None:
         self._worker = worker
@@ -47,7 +44,6 @@ class PrefillSteps:
         self._metrics = metrics
         self._work = work
         self._passes = passes
-        self._rides = rides
         self._tells_layers = tells_layers
         self._guard = StepGuard(Role.PREFILL.value)
         self._pause_requested = False  # read by the compute thread between layers
@@ -59,11 +55,7 @@ class PrefillSteps:
 
     async def step(self) -> None:
         """Compute the next batch and send the first tokens."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
-            self._rides.none_follow()
-            batch = await self._work.until(self._scheduler.next_batch)
-        await self._run(batch)
+        await self._run(await self._work.until(self._scheduler.next_batch))
 
     def wake(self) -> None:
         """Something changed for the scheduler: look again, in the middle of a step if need be."""
@@ -103,23 +95,9 @@ class PrefillSteps:
             await self._end(batch, tokens)
 
     async def _forward(self, batch: PrefillBatch[PrefillJob]) -> list[FirstToken | None] | None:
-        """Compute a batch and the decode step that rides in it; None if nobody wants it any
-        more."""
-        ride, tokens = await self._rides.board(), None
-        try:
-            inputs = [each.job.input(each.start, each.stop) for each in batch]
-            step = self._executor.begin(inputs, ride.riders if ride else None)
-            tokens = await self._advance(batch, step)
-        finally:
-            if ride is not None:
-                self._rides.end(ride, is_computed=tokens is not None)
-        return tokens
-
-    async def _advance(
-        self, batch: PrefillBatch[PrefillJob], step: PrefillStep
-    ) -> list[FirstToken | None] | None:
-        """Bring a batch's step to its end, and between its layers whatever is more urgent; None if
-        nobody wants it any more."""
+        """Compute a batch, and between its layers whatever is more urgent; None if nobody wants it
+        any more."""
+        step = self._executor.begin([each.job.input(each.start, each.stop) for each in batch])
         loop = asyncio.get_running_loop()
 
         def on_layer(num_layers: int) -> None:
@@ -130,7 +108,7 @@ class PrefillSteps:
         busy_s = 0.0
         await self._passes.begins(batch.num_tokens)
         while not self._scheduler.is_abandoned(batch):
-            self._pause_requested = self._scheduler.should_preempt()
+            self._pause_requested = False
             started_s = wall()
             tokens = await self._worker.compute(
                 step.advance,

@@ -83,27 +83,6 @@ class ForwardBatch:
             block_tables=self.block_tables,
         )
 
-    def parted(self, num_seqs: int) -> tuple[ForwardBatch, ForwardBatch]:
-        """The first sequences, and the others, as steps of their own, but without their media."""
-        rows = int(self.cu_seqlens_q[num_seqs])
-        stops = self.attend_stops
-        first, others = (
-            ForwardBatch(
-                token_ids=self.token_ids[tokens],
-                positions=self.positions[..., tokens],
-                slot_mapping=self.slot_mapping[tokens],
-                cu_seqlens_q=self.cu_seqlens_q[bounds] - self.cu_seqlens_q[bounds][0],
-                context_lens=self.context_lens[seqs],
-                block_tables=self.block_tables[seqs],
-                attend_stops=None if stops is None else stops[tokens],
-            )
-            for seqs, tokens, bounds in (
-                (slice(num_seqs), slice(rows), slice(num_seqs + 1)),
-                (slice(num_seqs, None), slice(rows, None), slice(num_seqs, None)),
-            )
-        )
-        return first, others
-
     @classmethod
     def pack(
         cls,

@@ -42,7 +42,8 @@ class CpuAttention:
         self, batch: ForwardBatch, kv: KvCache, sliding_windows: Sequence[int | None] = ()
     ) -> AttentionPlan:
         if kv.device.type == "cpu" and _has_kernels(kv.geometry):
-            return _plan(batch, kv, tuple(sliding_windows))
+            kind = PagedPlan if _is_decode(batch) else PromptPlan
+            return kind(batch, kv, tuple(sliding_windows))
         return self._other.plan(batch, kv, *([sliding_windows] if sliding_windows else []))
 
 
@@ -69,16 +70,8 @@ def _compile_for(geometry: KvGeometry) -> None:
         kernel.compile()
 
 
-def _plan(batch: ForwardBatch, kv: KvCache, windows: tuple[int | None, ...]) -> AttentionPlan:
-    """By how many tokens the sequences bring; single tokens behind longer ones are a decode step
-    that rides in a pass of prompts."""
-    longer = np.flatnonzero(np.diff(batch.cu_seqlens_q.numpy()) > 1)
-    if not len(longer):
-        return PagedPlan(batch, kv, windows)
-    num_longer = int(longer[-1]) + 1
-    if num_longer == batch.num_seqs:
-        return PromptPlan(batch, kv, windows)
-    return MixedPlan(batch, num_longer, kv, windows)
+def _is_decode(batch: ForwardBatch) -> bool:
+    return batch.num_tokens == batch.num_seqs
 
 
 def _has_kernels(geometry: KvGeometry) -> bool:
@@ -94,34 +87,6 @@ def token_kernel(geometry: KvGeometry) -> Kernel:
         return pages.attend_float32
     are_pairs = has_paired_kernels() and geometry.head_dim % prompt_layout.PAIRED_WIDTH == 0
     return pages.attend_pairs if are_pairs else pages.attend_bf16
-
-
-class MixedPlan:
-    """Reading plan of a step whose sequences behind the first few bring single tokens."""
-
-    def __init__(
-        self,
-        batch: ForwardBatch,
-        num_longer: int,
-        kv: KvCache,
-        sliding_windows: tuple[int | None, ...],
-    ) -> None:
-        longer, single = batch.parted(num_longer)
-        self._num_rows = longer.num_tokens
-        self._longer = PromptPlan(longer, kv, sliding_windows)
-        self._single = PagedPlan(single, kv, sliding_windows)
-
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: KvCache
-    ) -> torch.Tensor:
-        """As `AttentionPlan.attend`."""
-        rows = self._num_rows
-        return torch.cat(
-            (
-                self._longer.attend(layer, q[:rows], k[:rows], v[:rows], kv),
-                self._single.attend(layer, q[rows:], k[rows:], v[rows:], kv),
-            )
-        )
 
 
 class PagedPlan(KernelPlan):

@@ -75,15 +75,11 @@ class LongPasses:
 
 
 class Turns:
-    """The side of decode. Without a group it never waits, and never for passes of its own
-    process, in which it may ride (see `rides`)."""
+    """The side of decode. Without a group it never waits."""
 
-    def __init__(
-        self, bus: Bus, group: str, clock: Clock = monotonic, *, me: WorkerRef | None = None
-    ) -> None:
+    def __init__(self, bus: Bus, group: str, clock: Clock = monotonic) -> None:
         self._bus = bus
         self._group = group
-        self._me = me
         self._clock = clock
         self._ends_s: dict[str, float] = {}  # by the worker whose pass it is
         self._last_step_s = 0.0
@@ -117,8 +113,6 @@ class Turns:
         self._last_step_s = self._clock()
 
     async def _on_news(self, news: PassNews, headers: Headers) -> None:
-        if news.worker == self._me:
-            return
         now_s = self._clock()
         self._ends_s = {name: end_s for name, end_s in self._ends_s.items() if end_s > now_s}
         self._ends_s[news.worker.name] = now_s + news.seconds

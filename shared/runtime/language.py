@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from shared.cache.block_pool import BlockPool
 from shared.cache.kv_cache import KvCache
@@ -17,7 +17,6 @@ from shared.model.loader import load_language_model
 from shared.runtime.hand_over import HandOver
 from shared.runtime.host import ModelFolder, weights_progress
 from shared.runtime.kv_memory import num_kv_blocks
-from shared.runtime.rides import Rides
 from shared.runtime.topology import in_order, name_of
 from shared.runtime.worker import Worker
 from shared.telemetry.metrics import watch_kv_usage
@@ -55,14 +54,13 @@ def load_language(
 class Language:
     """The language model of one process, loaded once, for each stage that computes with it.
 
-    `hand_over` joins prefill and decode where the process hosts both, and so does `rides`.
+    `hand_over` joins prefill and decode where the process hosts both.
     """
 
     model: LanguageModel
     kv: KvCache
     pool: BlockPool
     hand_over: HandOver | None = None
-    rides: Rides = field(default_factory=Rides)
 
     @property
     def scratch_block_id(self) -> int | None:
@@ -102,4 +100,4 @@ def join_language(worker: Worker, language: Language) -> Language:
     pool, name = language.pool, name_of(stages)
     pool.name = f"{name} KV"
     watch_kv_usage(worker.registry, name, lambda: pool.num_used / pool.num_blocks)
-    return replace(language, hand_over=HandOver(pool) if len(stages) > 1 else None, rides=Rides())
+    return replace(language, hand_over=HandOver(pool) if len(stages) > 1 else None)
