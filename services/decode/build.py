@@ -41,7 +41,7 @@ async def build(
 ) -> DecodeStage:
     """Load the model, unless the process has it already, and join it to the worker."""
     # Before the larger part: a draft model that does not fit is told at once.
-    speculator = await asyncio.to_thread(
+    speculator = await worker.compute(
         load_speculator, folder, settings.speculation, settings.block_size
     )
     language = language or await open_language(

@@ -38,7 +38,7 @@ def load_executor(folder: ModelFolder) -> EncodeExecutor:
 
 async def build(worker: Worker, folder: ModelFolder, settings: EncoderSettings) -> EncodeStage:
     """Load the tower and the preprocessor and join them to the worker."""
-    executor = await asyncio.to_thread(load_executor, folder)
+    executor = await worker.compute(load_executor, folder)
     limits = PictureLimits(settings.max_picture_bytes, settings.max_picture_pixels)
     preprocess = await asyncio.to_thread(open_preprocessor, folder.directory, limits)
     stores = await open_stores(

@@ -101,6 +101,7 @@ async def serve_worker(
             )
         )
         worker = await scope.enter_async_context(open_worker(me, stages, settings, bus, transport))
+        await give_team(worker.compute, settings.compute.threads)
         host = RoleHost(
             worker,
             lambda changed: build(changed, folder, settings),
@@ -121,15 +122,31 @@ async def serve_worker(
         await transport.collected(settings.drain_s)
 
 
+async def give_team(compute: ComputeThread, num_threads: int) -> None:
+    """Let the compute thread have all threads for tensor arithmetic (0: as many as torch would
+    take), and every other thread of the process none but itself.
+
+    OpenMP keeps a team for each thread that has ever computed with others. As soon as all of them
+    together have more threads than there are cores, GNU's library lets none wait for its next work
+    but sends them to sleep, a hundred times in each decode step.
+    """
+    num_threads = num_threads or torch.get_num_threads()
+
+    def take() -> None:
+        torch.get_num_threads()  # the first look gives a thread the others' number
+        torch.set_num_threads(num_threads)
+
+    await compute(take)
+    torch.set_num_threads(1)  # here, and in threads that have not computed yet
+
+
 def open_model(settings: WorkerSettings) -> ModelFolder:
-    """Find and check the model, and set the process' compute up. Blocks; raises `TriptychError`."""
+    """Find and check the model. Blocks; raises `TriptychError`."""
     directory = find_model_dir(settings.model.path)
     spec = ModelSpec.load(directory)
     device = settings.compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.compute.threads:
-        torch.set_num_threads(settings.compute.threads)
     dtype = spec.dtype if settings.model.dtype == "auto" else settings.model.dtype
     kernels = KernelChoice(settings.compute.linear_kernel, settings.compute.quantization)
     return ModelFolder(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -74,13 +73,13 @@ async def open_language(
     """Load it for a worker and meter its cache. Raises `TriptychError`."""
     num_blocks = num_kv_blocks(folder.geometry(block_size), kv_bytes)
     rows = rows_of(worker.stages)
-    model, kv = await asyncio.to_thread(load_language, folder, block_size, num_blocks, rows)
+    model, kv = await worker.compute(load_language, folder, block_size, num_blocks, rows)
     return join_language(worker, Language(model, kv, BlockPool(num_blocks, block_size)))
 
 
 async def keep_language(worker: Worker, language: Language) -> Language:
     """The same model, cache and blocks in another role, its weights in the form for that."""
-    await asyncio.to_thread(language.model.expect, rows_of(worker.stages))
+    await worker.compute(language.model.expect, rows_of(worker.stages))
     return join_language(worker, language)
 
 

@@ -55,6 +55,8 @@ def profile(settings: ProfileSettings, console: Console) -> PerformanceModel:
     """Measure, fit, print and write. Raises `TriptychError`."""
     _check_writable(settings.out)
     folder = open_model(WorkerSettings(model=settings.model, compute=settings.compute))
+    if settings.compute.threads:
+        torch.set_num_threads(settings.compute.threads)
     room = _room(folder, settings)
     total = num_steps(folder.spec, room) + (NUM_LINKS_STEPS if settings.links else 0)
     with Progress(console=Console(stderr=True), transient=True) as progress:
