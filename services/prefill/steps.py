@@ -108,7 +108,7 @@ class PrefillSteps:
         busy_s = 0.0
         await self._passes.begins(batch.num_tokens)
         while not self._scheduler.is_abandoned(batch):
-            self._pause_requested = False
+            self._pause_requested = self._scheduler.should_preempt()
             started_s = wall()
             tokens = await self._worker.compute(
                 step.advance,
