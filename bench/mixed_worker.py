@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench mixed_worker", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="long prompts of each kind (7)")
     parser.add_argument("--prompt-tokens", type=int, default=4000, help="their length (4000)")
-    parser.add_argument("--step-tokens", type=int, default=256, help="tokens of a step (256)")
+    parser.add_argument("--step-tokens", type=int, default=512, help="tokens of a step (512)")
     parser.add_argument("--answer-tokens", type=int, default=1200, help="the stream's (1200)")
     options = parser.parse_args()
     with ExitStack() as scope:

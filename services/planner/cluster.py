@@ -71,7 +71,7 @@ class Limits:
     max_held: int = 16
     max_batch_tokens: int = 4096
     chunk_tokens: int = 0
-    mixed_step_tokens: int = 256
+    mixed_step_tokens: int = 512
     max_batch: int = 64
     kv_transfer: KvTransfer = "layer-wise"
     num_blocks: int = 4096

@@ -43,7 +43,7 @@ class PrefillSettings(WorkerSettings):
         json_schema_extra=flag("chunk-tokens", "TOKENS"),
     )
     mixed_step_tokens: int = Field(
-        256,
+        512,
         ge=0,
         description="Prompt tokens in one forward pass of a process that decodes as well, which is "
         "how long its running answers pause; 0: as --max-batch-tokens and --chunk-tokens say",
