@@ -17,8 +17,8 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.attention import AttentionPlan, SdpaAttention
 from shared.model.batch import ForwardBatch
-from shared.model.kernel_plan import KernelPlan, with_packed_heads
-from shared.model.kernels.choice import has_compiled_kernels, has_paired_kernels
+from shared.model.kernel_plan import KernelPlan, for_format, with_packed_heads
+from shared.model.kernels.choice import has_compiled_kernels
 from shared.model.kernels.narrow import VECTOR_LANES
 from shared.model.kernels.team import run_on_team
 from shared.model.prompt_attention import PromptPlan, prompt_kernel
@@ -81,12 +81,14 @@ def _has_kernels(geometry: KvGeometry) -> bool:
 
 def token_kernel(geometry: KvGeometry) -> Kernel:
     """What computes single tokens over such a cache. numba is needed from here on."""
-    from shared.model.kernels import pages, prompt_layout
+    from shared.model.kernels import pages
 
-    if geometry.dtype == "float32":
-        return pages.attend_float32
-    are_pairs = has_paired_kernels() and geometry.head_dim % prompt_layout.PAIRED_WIDTH == 0
-    return pages.attend_pairs if are_pairs else pages.attend_bf16
+    return for_format(
+        geometry,
+        float32=pages.attend_float32,
+        bf16=pages.attend_bf16,
+        pairs=pages.attend_pairs,
+    )
 
 
 class PagedPlan(KernelPlan):

@@ -15,8 +15,7 @@ import torch
 from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
-from shared.model.kernel_plan import KernelPlan, with_packed_heads
-from shared.model.kernels.choice import has_paired_kernels
+from shared.model.kernel_plan import KernelPlan, for_format, with_packed_heads
 from shared.model.kernels.scratch import scratch
 from shared.model.kernels.team import run_on_team
 
@@ -29,12 +28,14 @@ BLOCKS = 16
 
 def prompt_kernel(geometry: KvGeometry) -> Kernel:
     """What computes prompts over such a cache. numba is needed from here on."""
-    from shared.model.kernels import prompt_layout, prompts
+    from shared.model.kernels import prompts
 
-    if geometry.dtype == "float32":
-        return prompts.attend_prompts_float32
-    are_pairs = has_paired_kernels() and geometry.head_dim % prompt_layout.PAIRED_WIDTH == 0
-    return prompts.attend_prompts_pairs if are_pairs else prompts.attend_prompts_bf16
+    return for_format(
+        geometry,
+        float32=prompts.attend_prompts_float32,
+        bf16=prompts.attend_prompts_bf16,
+        pairs=prompts.attend_prompts_pairs,
+    )
 
 
 class PromptPlan(KernelPlan):

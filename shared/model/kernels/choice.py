@@ -15,7 +15,7 @@ from functools import cache
 import torch
 
 from shared.errors import SettingsError
-from shared.model.kernels.narrow import PAIRED_LANES, Bf16Kernel, Int8Kernel
+from shared.model.kernels.narrow import PAIRED_LANES, PAIRED_WIDTH, Bf16Kernel, Int8Kernel
 from shared.model.kernels.packed import PackedKernel
 from shared.model.kernels.paired import PairedKernel
 from shared.model.linear import LinearKernel, PlainKernel, Rows
@@ -112,6 +112,11 @@ def has_paired_kernels() -> bool:
 
     features = get_host_cpu_features()
     return all(features.get(name, False) for name in ("avx512f", "avx512bf16"))
+
+
+def attends_in_pairs(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether attention multiplies pairs of such values."""
+    return dtype == torch.bfloat16 and has_paired_kernels() and head_dim % PAIRED_WIDTH == 0
 
 
 @cache

@@ -32,6 +32,8 @@ PANEL_COLUMNS = 64
 VECTOR_LANES = 8
 PAIRED_LANES = 32
 """Values that a bfloat16 instruction reads; a weight's rows have a multiple of so many."""
+PAIRED_WIDTH = 2 * VECTOR_LANES
+"""Heads whose pairs fill vectors are a multiple of so wide."""
 INT8_MAX = 127
 
 

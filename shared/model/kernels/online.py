@@ -24,7 +24,6 @@ from shared.model.kernels.lanes import (
     bf16_words,
     constant,
     exponential,
-    fused_multiply_add,
     lane_sum,
     load_one,
     spread,
@@ -147,35 +146,6 @@ def soften_one(typing_context: Any, scores: Any, count: Any, scale: Any) -> Any:
         return lane_sum(builder, builder.load(sums))
 
     return types.float32(_FLOATS, types.int64, types.float32), generate
-
-
-@intrinsic(prefer_literal=True)
-def add_weighted(
-    typing_context: Any, rows: Any, stride: Any, count: Any, weights: Any, width: Any, sums: Any
-) -> Any:
-    """`sums[d] += weights[i] * rows[i][d]` for `count` rows, a literal, one row after the other."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows_at, stride, _, weights, width, sums = arguments
-        factors = [
-            spread(builder, builder.load(builder.gep(weights, [ir.Constant(_I64, i)])))
-            for i in range(count.literal_value)
-        ]
-        starts = [
-            builder.gep(rows_at, [builder.mul(stride, ir.Constant(_I64, i))])
-            for i in range(count.literal_value)
-        ]
-        zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
-        with cgutils.for_range_slice(builder, zero, width, step, _I64) as (at, _):
-            total = load_one(builder, sums, at, types.float32)[0]
-            for start, factor in zip(starts, factors, strict=True):
-                values = load_one(builder, start, at, rows.dtype)[0]
-                total = fused_multiply_add(builder, values, factor, total)
-            store_lanes(builder, total, builder.gep(sums, [at]), types.float32)
-        return context.get_dummy_value()
-
-    signature = types.void(rows, types.int64, count, _FLOATS, types.int64, _FLOATS)
-    return signature, generate
 
 
 @intrinsic

@@ -42,10 +42,6 @@ GROUP_KEYS = 8 * BLOCK_ROWS
 """Keys that are arranged and met at a time."""
 
 
-PAIRED_WIDTH = 2 * LANES
-"""Heads whose pairs fill vectors are a multiple of so wide."""
-
-
 @register_jitable
 def row_values(width: int) -> int:
     """Room for one key or value, with what the last vector of a panel reads beyond it."""

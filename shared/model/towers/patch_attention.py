@@ -19,7 +19,7 @@ from shared.cache.geometry import KvGeometry
 from shared.cache.kv_cache import KvCache
 from shared.model.batch import ForwardBatch
 from shared.model.kernels import row_kernels
-from shared.model.kernels.choice import has_paired_kernels
+from shared.model.kernels.choice import attends_in_pairs
 from shared.model.prompt_attention import PromptPlan
 
 MAX_PLANS = 4
@@ -99,7 +99,7 @@ def attend_within(
 
     `[num_patches, heads, head_dim]` each, and the result; `bounds` `[num_sequences + 1]`.
     """
-    are_pairs = scale == q.shape[2] ** -0.5 and _multiplies_pairs(q)
+    are_pairs = scale == q.shape[2] ** -0.5 and attends_in_pairs(q.dtype, q.shape[2])
     pieces = []
     for start, count, length in _runs(bounds):
         rows = slice(start, start + count * length)
@@ -110,14 +110,6 @@ def attend_within(
             else _by_torch(*piece, scale, count, length)
         )
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _multiplies_pairs(q: torch.Tensor) -> bool:
-    if q.dtype != torch.bfloat16 or not has_paired_kernels():
-        return False
-    from shared.model.kernels.prompt_layout import PAIRED_WIDTH
-
-    return q.shape[2] % PAIRED_WIDTH == 0
 
 
 def _by_torch(
