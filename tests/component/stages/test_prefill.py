@@ -274,6 +274,30 @@ async def test_an_urgent_prompt_is_computed_between_two_layers_of_another(
         await pipeline.settled()
 
 
+async def test_an_urgent_prompt_that_comes_while_a_pass_is_announced_is_not_kept_waiting(
+    folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the choice of a batch and its first layer the bus is waited for."""
+    long = ask(prompts, "long", text="What is this? " * 40)
+    urgent = ask(prompts, "urgent", priority=-1)
+    async with pipeline_with(folder) as pipeline:
+        stage = stage_of(pipeline)
+
+        async def announced(num_tokens: int) -> None:
+            if num_tokens == long.num_tokens:
+                await pipeline.submit(urgent, [])
+                async with asyncio.timeout(20):
+                    while stage._scheduler.num_waiting != 1:
+                        await asyncio.sleep(0.005)
+
+        monkeypatch.setattr(stage._steps._passes, "begins", announced)
+        await pipeline.submit(long, [])
+        for made in (long, urgent):
+            assert len(await pipeline.tokens_of(made.request_id)) == 6
+        assert list(pipeline.events) == ["urgent", "long"]  # in the order of their first tokens
+        await pipeline.settled()
+
+
 async def test_a_cancelled_prompt_stops_at_the_next_layer(
     folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
