@@ -15,7 +15,7 @@ from shared.model.kernels.choice import has_compiled_kernels
 from tests.chaos.conftest import BUS, FAST, LIVES
 from tests.support.cluster import Cluster, running_cluster, sse_events
 from tests.support.load import assert_settled, busiest, check, kill_at_work, under_load, until
-from tests.support.mixed import mixed_requests
+from tests.support.mixed import mixed_rounds
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -65,8 +65,7 @@ def test_a_killed_decoder_changes_no_answer(
 def test_a_kill_under_load_loses_no_request(
     service: str, cluster: Cluster, engine: LocalEngine, prompts: PromptMaker
 ) -> None:
-    requests = list(mixed_requests(NUM_REQUESTS, seed=31 + len(service)))
-    with under_load(cluster, requests) as load:
+    with under_load(cluster, mixed_rounds(NUM_REQUESTS, seed=31 + len(service))) as load:
         kill_at_work(cluster, service)
     check(load.answers, engine, prompts, cluster)
     assert_settled(cluster)
@@ -76,10 +75,9 @@ def test_a_killed_worker_of_several_stages_loses_and_changes_nothing(
     tmp_path: Path, usual_engine: LocalEngine, prompts: PromptMaker
 ) -> None:
     """Its answers have no decode task of their own: the prefill tasks stand for them."""
-    requests = list(mixed_requests(NUM_REQUESTS, seed=37))
     flags = {"worker": FAST, "gateway": [*BUS, *LIVES]}
     with running_cluster(tmp_path, topology="2EPD 2PD", flags=flags) as cluster:
-        with under_load(cluster, requests) as load:
+        with under_load(cluster, mixed_rounds(NUM_REQUESTS, seed=37)) as load:
             for number in (0, 2):  # one that hosts all three stages, one that hosts two
                 victim = cluster.processes[f"worker-{number}"]
                 until(lambda victim=victim: victim.metric("triptych_num_requests_running"))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import httpx
@@ -110,7 +111,7 @@ def test_overloaded_decoders_get_help_and_no_more_than_allowed(
     cluster: Cluster, engine: LocalEngine, prompts: PromptMaker, tmp_path: Path
 ) -> None:
     started_s = time.monotonic()
-    with under_load(cluster, REQUESTS) as load:
+    with under_load(cluster, repeat(REQUESTS)) as load:
         with (
             watched(cluster) as seen,
             planner(

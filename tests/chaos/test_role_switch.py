@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ def test_workers_change_their_roles_and_come_back_under_load(
 ) -> None:
     """One between the stages of the language model, one between the tower and that."""
     pids = {p.name: p.popen.pid for p in cluster.processes.values()}
-    with under_load(cluster, list(mixed_requests(NUM_REQUESTS, seed=41))) as load:
+    with under_load(cluster, repeat(list(mixed_requests(NUM_REQUESTS, seed=41)))) as load:
         for worker, role in (
             ("decode-1", "prefill"),
             ("encoder-1", "decode"),
@@ -44,7 +45,7 @@ def test_a_worker_killed_in_the_middle_of_a_switch_loses_no_request(
     cluster: Cluster, engine: LocalEngine, prompts: PromptMaker
 ) -> None:
     requests = list(mixed_requests(NUM_REQUESTS, seed=43))
-    with under_load(cluster, requests) as load, ThreadPoolExecutor(1) as pool:
+    with under_load(cluster, repeat(requests)) as load, ThreadPoolExecutor(1) as pool:
         switching = pool.submit(switch, cluster, "decode-1", "encode")
         until(lambda: not roles(cluster)["decode-1"][1])
         cluster.processes["decode-1"].kill()

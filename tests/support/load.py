@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -34,11 +34,11 @@ Answers = list[tuple[Mixed, httpx.Response]]
 
 
 class Load:
-    """Asks `requests` again and again until `end`, each at least once."""
+    """Asks round after round until `end`, one at least."""
 
-    def __init__(self, cluster: Cluster, requests: Sequence[Mixed]) -> None:
+    def __init__(self, cluster: Cluster, rounds: Iterable[Sequence[Mixed]]) -> None:
         self.answers: Answers = []
-        self._cluster, self._requests = cluster, requests
+        self._cluster, self._rounds = cluster, rounds
         self._over = threading.Event()
 
     def end(self) -> None:
@@ -57,14 +57,20 @@ class Load:
             httpx.Client(timeout=ANSWER_TIMEOUT_S, trust_env=False) as client,
             ThreadPoolExecutor(NUM_CLIENTS) as pool,
         ):
-            while not self.answers or not self._over.is_set():
-                list(pool.map(ask, self._requests))
+            for requests in self._rounds:
+                list(pool.map(ask, requests))
+                if self._over.is_set():
+                    return
 
 
 @contextmanager
-def under_load(cluster: Cluster, requests: Sequence[Mixed]) -> Iterator[Load]:
-    """Within the block clients ask, and the first answer has come; afterwards all have."""
-    load = Load(cluster, requests)
+def under_load(cluster: Cluster, rounds: Iterable[Sequence[Mixed]]) -> Iterator[Load]:
+    """Within the block clients ask, and the first answer has come; afterwards all have.
+
+    Rounds should not end before the block does. Pictures that have been asked about before leave
+    encoders without work.
+    """
+    load = Load(cluster, rounds)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(load.run)
         try:

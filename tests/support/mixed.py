@@ -3,6 +3,7 @@ engine's own descriptors."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ def mixed_requests(count: int, seed: int) -> Iterator[Mixed]:
     for _ in range(count):
         pictures = tuple(_picture(rng) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 3, 4))))
         yield Mixed(pictures, rng.choice(QUESTIONS), _sampling(rng))
+
+
+def mixed_rounds(count: int, seed: int) -> Iterator[list[Mixed]]:
+    """New requests in every round, without an end."""
+    for number in itertools.count():
+        yield list(mixed_requests(count, seed + 1000 * number))
 
 
 def _picture(rng: random.Random) -> bytes:
