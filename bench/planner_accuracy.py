@@ -34,10 +34,11 @@ from rich.progress import track
 from bench.planner_calibration import Calibrated, calibrated
 from bench.planner_cores import measure_full_speed
 from bench.planner_judgement import judge, limits_of, share_of, simulated_chunk
-from bench.planner_load import SPANS_WAIT_S, OwnCpu, send, with_spans
+from bench.planner_load import SPANS_WAIT_S, CpuSeconds, OwnCpu, send, with_spans
 from bench.planner_recording import Chunk, Recording
 from bench.planner_requests import MODEL, RequestMaker
-from bench.planner_trials import Trials, load_rates
+from bench.planner_speed import SpeedProbe
+from bench.planner_trials import Trials, load_rates, num_requests
 from bench.processes import ForeignLoad
 from bench.server import running_server
 from services.launcher.cores import own_cores
@@ -69,9 +70,10 @@ def main() -> None:
     parser.add_argument("--topology", default="1E 1P 1D", help="workers (1E 1P 1D)")
     parser.add_argument("--cores", type=int, help="of this machine, for everything (all)")
     parser.add_argument("--rounds", type=int, default=7, help="chunks of each rate (7)")
-    parser.add_argument("--chunk-s", type=float, default=5.0, help="seconds of a chunk (5)")
+    parser.add_argument(
+        "--chunk-s", type=float, default=5.0, help="seconds of a chunk, and of a trial's load (5)"
+    )
     parser.add_argument("--singles", type=int, default=4, help="of each kind, in a trial (4)")
-    parser.add_argument("--loaded", type=int, default=50, help="requests of a trial's load (50)")
     parser.add_argument("--seed", type=int, default=0, help="of the requests (0)")
     parser.add_argument("--max-foreign", type=float, default=0.1, help="others' CPU share (0.1)")
     parser.add_argument("--quiet-wait-s", type=float, default=30.0, help="patience for quiet (30)")
@@ -80,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.cores is not None and not 0 < options.cores <= len(own_cores()):
         parser.error(f"--cores = {options.cores}: should be 1 to {len(own_cores())}")
-    for name in ("rounds", "chunk_s", "singles", "loaded"):
+    for name in ("rounds", "chunk_s", "singles"):
         if getattr(options, name) <= 0:
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} = {getattr(options, name)}: should be above 0")
@@ -109,9 +111,9 @@ def measure(options: argparse.Namespace) -> Recording:
     cluster = Cluster(options.topology, limits, model.links or Links(), cores, speed)
     os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)
     arguments = ["--model", str(model_dir()), "--served-name", MODEL, "--threads", "1"]
-    with running_server([*arguments, "--topology", options.topology]) as url:
+    with running_server([*arguments, "--topology", options.topology]) as url, SpeedProbe() as probe:
         maker = RequestMaker(options.seed)
-        trials = Trials(url, maker, options.singles, options.loaded, measure_idle())
+        trials = Trials(url, maker, options.singles, options.chunk_s, measure_idle(), probe)
         trials.singles()  # warms up
         quiet()
         alone = [each for _ in range(NUM_ALONE) for each in trials.singles()]
@@ -124,24 +126,23 @@ def measure(options: argparse.Namespace) -> Recording:
         rounds = []
         for _ in track(range(options.rounds), "serving"):
             quiet()
-            rounds.append([serve(url, maker, rate, options.chunk_s) for rate in rates])
+            rounds.append([serve(url, maker, probe, rate, options.chunk_s) for rate in rates])
             sets.append(trials.all())
     return Recording(cluster, model, slo, sets, rounds)
 
 
-def serve(url: str, maker: RequestMaker, rate_per_s: float, chunk_s: float) -> Chunk:
+def serve(
+    url: str, maker: RequestMaker, probe: SpeedProbe, rate_per_s: float, chunk_s: float
+) -> Chunk:
     """New requests at this rate."""
     load = maker.load(num_requests(rate_per_s, chunk_s), rate_per_s)
-    foreign = ForeignLoad()
+    foreign, started_s = ForeignLoad(), time.perf_counter()
     served = send(url, load)
+    paces = probe.paces(started_s, time.perf_counter())
     share = foreign.share()
     time.sleep(SPANS_WAIT_S)
-    return Chunk(rate_per_s, [each.arrival for each in load], with_spans(url, served), share)
-
-
-def num_requests(rate_per_s: float, chunk_s: float) -> int:
-    """Of a chunk."""
-    return max(2, round(rate_per_s * chunk_s))
+    arrivals = [each.arrival for each in load]
+    return Chunk(rate_per_s, arrivals, with_spans(url, served), paces, share)
 
 
 def read_profile(path: Path | None) -> PerformanceModel:
@@ -155,11 +156,11 @@ def read_profile(path: Path | None) -> PerformanceModel:
         return profile(settings, Console())
 
 
-def measure_idle() -> float:
-    """CPU seconds in each second without requests."""
+def measure_idle() -> CpuSeconds:
+    """In each second without requests."""
     cpu = OwnCpu()
     time.sleep(IDLE_S)
-    return cpu.seconds() / IDLE_S
+    return CpuSeconds().plus(cpu.seconds(), 1.0 / IDLE_S)
 
 
 def rate_for(
@@ -175,7 +176,7 @@ def rate_for(
         done = [
             each
             for chunk in chunks
-            for each in simulated_chunk(*fitted.at(1.0), at_rate(chunk, middle / rate_of(chunk)))
+            for each in simulated_chunk(fitted, at_rate(chunk, middle / rate_of(chunk)))
         ]
         low, high = (middle, high) if share_of(done, slo) >= target else (low, middle)
     return low

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from bench.planner_calibration import Calibrated, by_name, calibrated
 from bench.planner_load import Served
 from bench.planner_recording import Chunk, Recording
+from bench.planner_speed import Pace
 from bench.planner_stages import stage_table
 from bench.planner_trials import Trial, served_of, values
-from services.planner.cluster import Cluster
-from services.planner.perf_model import PerformanceModel
 from services.planner.simulator import simulate
 from services.planner.slo import Slo
 from services.planner.workload import Arrival
@@ -48,10 +47,11 @@ def limits_of(trials: Sequence[Trial]) -> Slo:
 
 
 def simulated_chunk(
-    cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]
+    fitted: Calibrated, arrivals: Sequence[Arrival], paces: Sequence[Pace] = ()
 ) -> list[Served]:
     """What clients would see."""
-    return [served_of(each) for each in simulate(cluster, model, arrivals).requests]
+    done = simulate(fitted.cluster, fitted.model, arrivals, fitted.slowness(paces))
+    return [served_of(each) for each in done.requests]
 
 
 def share_of(served: Sequence[Served], slo: Slo) -> float:
@@ -64,9 +64,7 @@ def compare(fitted: Calibrated, chunks: Sequence[Chunk], slo: Slo) -> float:
     kinds = [each.kind for chunk in chunks for each in chunk.arrivals]
     served = [each for chunk in chunks for each in chunk.served]
     told = [
-        each
-        for number, chunk in enumerate(chunks)
-        for each in simulated_chunk(*fitted.between(number), chunk.arrivals)
+        each for chunk in chunks for each in simulated_chunk(fitted, chunk.arrivals, chunk.paces)
     ]
     sides = (served, told)
     attained = [100 * share_of(side, slo) for side in sides]
@@ -110,7 +108,11 @@ def print_fit(fitted: Calibrated, sets: Sequence[Sequence[Trial]]) -> None:
     links = fitted.cluster.links
     named = ", ".join(f"{name} {getattr(links, name):.3g}" for name in links.__dataclass_fields__)
     print(f"links: {named}; full_speed {fitted.cluster.full_speed:.2f}")
-    print(f"paces: {', '.join(f'{each:.2f}' for each in fitted.paces)}")
+    paces = (
+        statistics.mean(each for trial in trials for _, each in fitted.slowness(trial.paces))
+        for trials in sets
+    )
+    print(f"slowness: {', '.join(f'{each:.2f}' for each in paces)}")
     told = dict(by_name(fitted.simulated(sets)))
     for trial, measured in by_name(sets):
         pairs = (

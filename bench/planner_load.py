@@ -23,6 +23,8 @@ from services.planner.slo import Slo
 SPANS_WAIT_S = 1.5
 """Processes publish their spans in batches, so the last ones come a little later."""
 TIMEOUT_S = 300.0
+GATEWAY = "services.gateway"
+"""In the command line of a gateway."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,39 @@ class Served:
         return self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
 
 
+@dataclass(frozen=True)
+class CpuSeconds:
+    """Of a gateway, and of all processes with it."""
+
+    gateway_s: float = 0.0
+    total_s: float = 0.0
+
+    def plus(self, other: CpuSeconds, times: float) -> CpuSeconds:
+        """The other so many times more."""
+        return CpuSeconds(
+            self.gateway_s + times * other.gateway_s, self.total_s + times * other.total_s
+        )
+
+
 class OwnCpu:
     """CPU seconds of this process and all its children since it was made."""
 
     def __init__(self) -> None:
         self._processes = (psutil.Process(), *psutil.Process().children(recursive=True))
-        self._before_s = self._read()
+        self._gateways = [each for each in self._processes if GATEWAY in each.cmdline()]
+        self._before = self._read()
 
-    def seconds(self) -> float:
+    def seconds(self) -> CpuSeconds:
         """Since the beginning."""
-        return self._read() - self._before_s
+        return self._read().plus(self._before, -1.0)
 
-    def _read(self) -> float:
-        times = [process.cpu_times() for process in self._processes]
-        return float(sum(each.user + each.system for each in times))
+    def _read(self) -> CpuSeconds:
+        return CpuSeconds(*(_cpu_s(each) for each in (self._gateways, self._processes)))
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return float(sum(each.user + each.system for each in times))
 
 
 def send(url: str, load: Sequence[Request]) -> list[Served]:

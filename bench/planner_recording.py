@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bench.planner_load import Served
+from bench.planner_speed import Pace
 from bench.planner_trials import Trial
 from services.planner.cluster import Cluster
 from services.planner.perf_model import PerformanceModel
@@ -25,12 +26,13 @@ from shared.errors import SettingsError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some seconds at one rate: what was sent and served. `foreign_share` is of the CPU time that
-    others took."""
+    """Some seconds at one rate: what was sent and served, and what the machine was meanwhile.
+    `foreign_share` is of the CPU time that others took."""
 
     rate_per_s: float
     arrivals: Sequence[Arrival]
     served: Sequence[Served]
+    paces: Sequence[Pace]
     foreign_share: float
 
 

@@ -10,6 +10,7 @@ from shared.telemetry import names
 
 STAGES = (
     names.INGEST,
+    names.DISPATCH,
     names.MEDIA_STORE,
     names.QUEUE_ENCODE,
     names.MEDIA_FETCH,

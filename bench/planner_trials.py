@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.planner_load import SPANS_WAIT_S, OwnCpu, Served, send, with_spans
+from bench.planner_load import SPANS_WAIT_S, CpuSeconds, OwnCpu, Served, send, with_spans
 from bench.planner_requests import KINDS, Request, RequestMaker
+from bench.planner_speed import Pace, SpeedProbe
 from services.planner.goodput import percentile
 from services.planner.request import SimRequest
 from services.planner.workload import Arrival
@@ -22,9 +23,10 @@ APART_S = 10.0
 LOAD_SHARES = (0.65, 1.1)
 """Rates of loads, over what the CPU seconds of single requests would allow: they share steps."""
 TOLD = {
-    "text": (names.INGEST, names.QUEUE_PREFILL, names.PREFILL),
+    "text": (names.INGEST, names.DISPATCH, names.QUEUE_PREFILL, names.PREFILL),
     "image": (
         names.INGEST,
+        names.DISPATCH,
         names.QUEUE_PREFILL,
         names.MEDIA_FETCH,
         names.PREPROCESS,
@@ -42,13 +44,14 @@ RANKS = (0.25, 0.5, 0.75, 0.9)
 class Trial:
     """Requests, served one after the other (`single KIND`) or as they came (`load RATE`).
 
-    `cpu_s` is beyond what the system takes without requests.
+    `cpu` is beyond what the system takes without requests, `paces` what the machine was meanwhile.
     """
 
     name: str
     arrivals: Sequence[Arrival]
     served: Sequence[Served]
-    cpu_s: float
+    cpu: CpuSeconds
+    paces: Sequence[Pace]
 
     @property
     def is_single(self) -> bool:
@@ -60,14 +63,15 @@ class Trial:
 class Trials:
     """Those that a running system is asked for, again and again.
 
-    `idle_share` is the CPU seconds that it takes in each second without requests.
+    A load takes `load_s`. `idle` is the CPU that the system takes in a second without requests.
     """
 
     url: str
     maker: RequestMaker
     num_singles: int
-    num_loaded: int
-    idle_share: float
+    load_s: float
+    idle: CpuSeconds
+    probe: SpeedProbe
     load_rates: tuple[float, ...] = ()
 
     def singles(self) -> list[Trial]:
@@ -87,7 +91,7 @@ class Trials:
 
     def load(self, name: str, rate_per_s: float) -> Trial:
         """One load."""
-        return self._trial(name, self.maker.load(self.num_loaded, rate_per_s))
+        return self._trial(name, self.maker.load(num_requests(rate_per_s, self.load_s), rate_per_s))
 
     def _trial(self, name: str, requests: Sequence[Request]) -> Trial:
         cpu, started_s = OwnCpu(), time.perf_counter()
@@ -95,18 +99,24 @@ class Trials:
             served = [send(self.url, [each.at(0.0)])[0] for each in requests]
         else:
             served = send(self.url, requests)
+        paces = self.probe.paces(started_s, time.perf_counter())
         failed = sum(not each.trace_id for each in served)
         if failed:
             raise RuntimeError(f"{name}: {failed} of {len(served)} requests failed")
         time.sleep(SPANS_WAIT_S)
-        cpu_s = cpu.seconds() - self.idle_share * (time.perf_counter() - started_s)
+        used = cpu.seconds().plus(self.idle, started_s - time.perf_counter())
         arrivals = [each.arrival for each in requests]
-        return Trial(name, arrivals, with_spans(self.url, served), cpu_s)
+        return Trial(name, arrivals, with_spans(self.url, served), used, paces)
+
+
+def num_requests(rate_per_s: float, load_s: float) -> int:
+    """Of a load that takes so long."""
+    return max(2, round(rate_per_s * load_s))
 
 
 def load_rates(singles: Sequence[Trial], num_cores: int) -> tuple[float, ...]:
     """Rates of loads for as many cores."""
-    cpu_s = sum(each.cpu_s / len(each.served) for each in singles) / len(singles)
+    cpu_s = sum(each.cpu.total_s / len(each.served) for each in singles) / len(singles)
     return tuple(share * num_cores / cpu_s for share in LOAD_SHARES)
 
 
@@ -127,7 +137,8 @@ def values(trials: Sequence[Trial]) -> dict[str, float]:
     pairs = [pair for each in trials for pair in zip(each.arrivals, each.served, strict=True)]
     found = {}
     if not trials[0].is_single:
-        found["cpu"] = sum(each.cpu_s for each in trials) / len(pairs)
+        found["cpu"] = sum(each.cpu.total_s for each in trials) / len(pairs)
+        found["cpu gateway"] = sum(each.cpu.gateway_s for each in trials) / len(pairs)
     for kind in sorted({arrival.kind for arrival, _ in pairs}):
         served = [each for arrival, each in pairs if arrival.kind == kind]
         for rank in (0.5,) if trials[0].is_single else RANKS:

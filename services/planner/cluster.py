@@ -22,8 +22,8 @@ class Links:
     these in which no core works.
 
     `accept_s` is from a request's arrival until the gateway looks at it, `gateway_s` from there to
-    its tasks. `event_s` is what the gateway does with the news of one step and `token_s` with each
-    of its tokens, one after the other.
+    its tasks, each of which takes `dispatch_s`. `event_s` is what the gateway does with the news of
+    one step and `token_s` with each of its tokens, one after the other.
 
     `request_s` and `picture_s` are what one of them costs beside all that: nobody waits for it
     (acknowledgements, spans, metrics, the client), so it delays only who shares the cores.
@@ -39,6 +39,7 @@ class Links:
     wait_share: float = 0.0
     accept_s: float = 0.0
     gateway_s: float = 0.0
+    dispatch_s: float = 0.0
     event_s: float = 0.0
     token_s: float = 0.0
     request_s: float = 0.0
@@ -50,13 +51,6 @@ class Links:
             raise SettingsError(f"links take 0 s or more and carry more than 0 bytes/s: {self}")
         if self.wait_share > 1:
             raise SettingsError(f"wait_share is {self.wait_share}: should be at most 1")
-
-    def times(self, factor: float) -> Links:
-        """The same where everything takes so many times as long."""
-        seconds = {
-            name: factor * value for name, value in asdict(self).items() if name.endswith("_s")
-        }
-        return replace(self, **seconds | {"bytes_per_s": self.bytes_per_s / factor})
 
     def transfer_s(self, num_bytes: float) -> float:
         """One pull of a tensor."""

@@ -10,12 +10,15 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 SLICE_S = 0.004
 """What Linux lets a thread compute while others wait: a tick of its usual 250 a second."""
 
 Action = Callable[[], None]
+Slowness = tuple[float, float]
+"""From so many seconds on, everything takes so many times as long."""
 T = TypeVar("T")
 
 
@@ -39,8 +42,7 @@ class Timeline:
 
 
 class Host:
-    """The cores of a machine. What is ready stands in one line; whoever gets a core keeps it for a
-    slice while others wait, then goes to the end of the line.
+    """The cores of a machine, shared equally by all that is ready at a time.
 
     With `num_cores` 0 there is one for each that runs: a device for every worker, a machine for
     every process. `full_speed` is how fast each core is while all are busy, next to one that is
@@ -59,8 +61,12 @@ class Host:
         self._num_cores = num_cores
         self._full_speed = full_speed
         self._wait_share = wait_share
-        self._line: deque[tuple[float, Action]] = deque()  # seconds of a core to oneself
-        self._num_running = 0
+        self._running: list[tuple[float, int, Action]] = []  # a heap, by `_done_s` at the end
+        self._order = itertools.count()
+        self._done_s = 0.0  # seconds of a core that each has had that ran all the time
+        self._seen_s = 0.0
+        self._version = 0
+        self._slowness = 1.0
         self.busy_s = 0.0
         """Seconds of all cores, where they are shared."""
 
@@ -69,8 +75,15 @@ class Host:
         if not self._num_cores or not seconds:
             self._timeline.after(seconds, done)
             return
-        self._line.append((seconds, done))
-        self._fill()
+        self._advance()
+        heapq.heappush(self._running, (self._done_s + seconds, next(self._order), done))
+        self._plan()
+
+    def slow(self, slowness: float) -> None:
+        """From now on the cores take so many times as long."""
+        self._advance()
+        self._slowness = slowness
+        self._plan()
 
     def hop(self, seconds: float, done: Action) -> None:
         """Run `done` after a hop that takes so long while nothing else runs."""
@@ -80,37 +93,68 @@ class Host:
         waits_s = seconds * self._wait_share
         self.run(seconds - waits_s, lambda: self._timeline.after(waits_s, done))
 
-    def _fill(self) -> None:
-        while self._line and self._num_running < self._num_cores:
-            self._num_running += 1
-            self._slice(*self._line.popleft())
+    @property
+    def _speed(self) -> float:
+        """Of each that runs, next to one that has a core while the others are idle."""
+        num_running = len(self._running)
+        crowd = min(1.0, (num_running - 1) / max(1, self._num_cores - 1))
+        speed = (1.0 - crowd * (1.0 - self._full_speed)) / self._slowness
+        return speed * min(1.0, self._num_cores / num_running)
 
-    def _slice(self, left_s: float, done: Action) -> None:
-        crowd = (self._num_running - 1) / max(1, self._num_cores - 1)
-        speed = 1.0 - crowd * (1.0 - self._full_speed)
-        worked_s = min(left_s, SLICE_S * speed)
-        self.busy_s += worked_s / speed
-        self._timeline.after(worked_s / speed, lambda: self._sliced(left_s - worked_s, done))
+    def _advance(self) -> None:
+        """Up to now."""
+        passed_s, self._seen_s = self._timeline.now_s - self._seen_s, self._timeline.now_s
+        if self._running:
+            self._done_s += passed_s * self._speed
+            self.busy_s += passed_s * min(len(self._running), self._num_cores)
 
-    def _sliced(self, left_s: float, done: Action) -> None:
-        is_done = left_s <= 0
-        if not is_done and not self._line:
-            self._slice(left_s, done)
+    def _plan(self) -> None:
+        """The next end, unless something else begins before."""
+        self._version += 1
+        if self._running:
+            left_s = max(0.0, self._running[0][0] - self._done_s) / self._speed
+            self._timeline.after(left_s, partial(self._end, self._version))
+
+    def _end(self, version: int) -> None:
+        if version != self._version:
             return
-        self._num_running -= 1
-        if not is_done:
-            self._line.append((left_s, done))
-        self._fill()
-        if is_done:
-            done()  # what it starts goes behind those that wait
+        self._advance()
+        self._done_s, _, done = heapq.heappop(self._running)
+        self._plan()
+        done()
+
+
+class Slots:
+    """Turns on shared cores: so many steps at a time, first come, first served."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_free = num_slots
+        self._waiting: deque[Action] = deque()
+
+    def take(self, begin: Action) -> None:
+        """Run `begin` when a slot is free; give it back by `end`."""
+        if self._num_free:
+            self._num_free -= 1
+            begin()
+        else:
+            self._waiting.append(begin)
+
+    def end(self) -> None:
+        """The slot goes to who has waited longest."""
+        if self._waiting:
+            self._waiting.popleft()()
+        else:
+            self._num_free += 1
 
 
 class Device:
     """Computes one step after the other, first come, first served: the stages of a process share
-    it. It is a device of its own, or takes its share of a host's cores."""
+    it. It is a device of its own, or takes its share of a host's cores, where it has `slots` when
+    it is its turn."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, slots: Slots | None = None) -> None:
         self._host = host
+        self._slots = slots
         self._waiting: deque[tuple[float, Action]] = deque()
         self._is_busy = False
         self.busy_s = 0.0
@@ -126,9 +170,17 @@ class Device:
         if self._waiting:
             seconds, done = self._waiting.popleft()
             self.busy_s += seconds
-            self._host.run(seconds, lambda: self._end(done))
+            if self._slots is None:
+                self._run(seconds, done)
+            else:
+                self._slots.take(lambda: self._run(seconds, done))
+
+    def _run(self, seconds: float, done: Action) -> None:
+        self._host.run(seconds, lambda: self._end(done))
 
     def _end(self, done: Action) -> None:
+        if self._slots is not None:
+            self._slots.end()
         # The next step was waiting before this one's results ask for another.
         self._next()
         done()

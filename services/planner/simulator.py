@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from services.planner.cluster import Cluster
 from services.planner.decode_side import DecodeSide
 from services.planner.encode_side import EncodeSide
-from services.planner.engine import Action, Device, Host, TaskQueue, Timeline
+from services.planner.engine import Action, Device, Host, Slots, Slowness, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
 from services.planner.prefill_side import PrefillSide
 from services.planner.request import SimRequest
 from services.planner.workload import Arrival
-from services.planner.world import Picture, Prefilled, World
+from services.planner.world import Picture, Prefilled, World, nothing
 from shared.cache.block_pool import BlockPool
 from shared.errors import SettingsError
 from shared.messages.control import Role
@@ -41,13 +42,15 @@ class MeteredPool(BlockPool):
 class Simulated:
     """What came of the requests, in order of arrival, and of each worker with KV blocks.
 
-    `busy_s` is the computing of each worker, `host_busy_s` that of all cores that are shared.
+    `busy_s` is the computing of each worker, `gateway_busy_s` that of the gateway, `host_busy_s`
+    that of all cores that are shared.
     """
 
     requests: tuple[SimRequest, ...]
     pools: tuple[MeteredPool, ...]
     busy_s: tuple[float, ...]
     ended_s: float
+    gateway_busy_s: float
     host_busy_s: float
 
     @property
@@ -57,10 +60,17 @@ class Simulated:
 
 
 class Simulation:
-    """One run. Raises `SettingsError` if pictures arrive and no worker encodes."""
+    """One run; shared cores are as slow as `slowness` says, at each time.
+
+    Raises `SettingsError` if pictures arrive and no worker encodes.
+    """
 
     def __init__(
-        self, cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]
+        self,
+        cluster: Cluster,
+        model: PerformanceModel,
+        arrivals: Sequence[Arrival],
+        slowness: Sequence[Slowness] = (),
     ) -> None:
         stages = cluster.workers
         if any(each.patches for each in arrivals) and not any(Role.ENCODE in s for s in stages):
@@ -71,6 +81,8 @@ class Simulation:
         self._host = host = Host(
             timeline, cluster.num_cores, cluster.full_speed, cluster.links.wait_share
         )
+        for at_s, times in slowness:
+            timeline.after(at_s, partial(host.slow, times))
         self._world = World(
             timeline=timeline,
             host=host,
@@ -84,7 +96,8 @@ class Simulation:
             embedded=self._embedded,
             ended=self._ended,
         )
-        self._devices = tuple(Device(host) for _ in stages)
+        slots = Slots(cluster.num_cores) if cluster.num_cores else None  # of a thread each
+        self._devices = tuple(Device(host, slots) for _ in stages)
         self._pools: list[MeteredPool] = []
         self._prefills: list[PrefillSide] = []
         for worker, hosted in enumerate(stages):
@@ -100,6 +113,7 @@ class Simulation:
             tuple(self._pools),
             tuple(device.busy_s for device in self._devices),
             self._timeline.now_s,
+            self._world.gateway.busy_s,
             self._host.busy_s,
         )
 
@@ -137,16 +151,27 @@ class Simulation:
             request.spend(names.MEDIA_STORE, timeline.now_s - read_s)
             self._submit(request)
 
-        return lambda: self._host.run(world.links.accept_s, accepted)
+        return lambda: self._host.hop(world.links.accept_s, accepted)
 
     def _submit(self, request: SimRequest) -> None:
+        """One task after the other."""
+        dispatch_s = self._world.links.dispatch_s * (len(request.arrival.patches) + 1)
+        begun_s = self._timeline.now_s
+
+        def dispatched() -> None:
+            request.spend(names.DISPATCH, self._timeline.now_s - begun_s)
+            self._queue(request)
+
+        self._host.hop(dispatch_s, dispatched)
+
+    def _queue(self, request: SimRequest) -> None:
         world, now_s = self._world, self._timeline.now_s
         request.num_missing = len(request.arrival.patches)
         request.begun_s = now_s
         for num_patches in request.arrival.patches:
             world.pictures.put(Picture(request, num_patches, now_s))
         world.prompts.put(request)
-        world.aside(world.links.request_s)
+        world.gateway.compute(world.links.request_s, nothing)
 
     def _embedded(self, picture: Picture, worker: int) -> None:
         def announce() -> None:
@@ -165,6 +190,11 @@ class Simulation:
             request.ended_s = self._timeline.now_s
 
 
-def simulate(cluster: Cluster, model: PerformanceModel, arrivals: Sequence[Arrival]) -> Simulated:
+def simulate(
+    cluster: Cluster,
+    model: PerformanceModel,
+    arrivals: Sequence[Arrival],
+    slowness: Sequence[Slowness] = (),
+) -> Simulated:
     """Serve the arrivals; see `Simulation`."""
-    return Simulation(cluster, model, arrivals).run()
+    return Simulation(cluster, model, arrivals, slowness).run()

@@ -105,8 +105,8 @@ class World:
     def aside(self, seconds: float) -> None:
         """Work that nobody waits for."""
         if seconds:
-            self.host.run(seconds, _nothing)
+            self.host.run(seconds, nothing)
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Nobody waits for it."""

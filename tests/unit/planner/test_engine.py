@@ -1,4 +1,4 @@
-"""A host's cores are taken in turns of a slice by what is ready."""
+"""A host's cores are shared equally by what is ready."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 
-from services.planner.engine import SLICE_S, Host, Timeline
+from services.planner.engine import Device, Host, Slots, Timeline
 
 
-def ends(num_cores: int, *jobs: tuple[float, float]) -> list[float]:
+def ends(num_cores: int, *jobs: tuple[float, float], full_speed: float = 1.0) -> list[float]:
     """When each job (start, seconds of a core) has ended."""
     timeline = Timeline()
-    host = Host(timeline, num_cores)
+    host = Host(timeline, num_cores, full_speed)
     found = [0.0] * len(jobs)
 
     def begin(number: int, seconds: float) -> None:
@@ -34,21 +34,37 @@ def test_a_core_for_each_delays_nobody() -> None:
 
 def test_one_core_is_halved_while_two_run() -> None:
     # Alone until 1, shared until 3, when the second has its 1 s; the first then has 1 s left.
-    assert ends(1, (0, 3), (1, 1)) == pytest.approx([4, 3], abs=1.5 * SLICE_S)
+    assert ends(1, (0, 3), (1, 1)) == pytest.approx([4, 3])
 
 
 def test_two_cores_for_three() -> None:
-    assert ends(2, (0, 2), (0, 2), (0, 2)) == pytest.approx([3, 3, 3], abs=1.5 * SLICE_S)
+    assert ends(2, (0, 2), (0, 2), (0, 2)) == pytest.approx([3, 3, 3])
+    assert ends(2, (0, 2), (0, 2), (1, 2)) == pytest.approx([2.5, 2.5, 3.5])
 
 
-def test_what_is_short_waits_for_the_slice_of_another() -> None:
-    begun_s, short_s = 0.5 * SLICE_S, 0.1 * SLICE_S
-    assert ends(1, (0, 10 * SLICE_S), (begun_s, short_s)) == pytest.approx(
-        [10 * SLICE_S + short_s, SLICE_S + short_s]
-    )
-    assert ends(2, (0, 10 * SLICE_S), (begun_s, short_s)) == pytest.approx(
-        [10 * SLICE_S, begun_s + short_s]
-    )
+def test_cores_are_slower_while_all_are_busy() -> None:
+    assert ends(2, (0, 2), (1, 1), full_speed=0.5) == pytest.approx([3, 3])
+
+
+def test_cores_are_as_slow_as_they_are_told_to_be() -> None:
+    timeline = Timeline()
+    host, found = Host(timeline, 1), []
+    timeline.after(1.0, lambda: host.slow(2.0))
+    timeline.after(3.0, lambda: host.slow(1.0))
+    host.run(3.0, lambda: found.append(timeline.now_s))
+    timeline.run()
+    assert found == pytest.approx([4.0])
+
+
+def test_steps_of_several_devices_take_turns() -> None:
+    timeline = Timeline()
+    host, slots = Host(timeline, 2), Slots(2)
+    found: list[tuple[str, float]] = []
+    for name, seconds in (("encode", 3.0), ("prefill", 1.0), ("decode", 1.0)):
+        device = Device(host, slots)
+        device.compute(seconds, lambda name=name: found.append((name, timeline.now_s)))
+    timeline.run()
+    assert found == [("prefill", 1.0), ("decode", 2.0), ("encode", 3.0)]
 
 
 def test_what_takes_no_time_ends_at_once() -> None:
@@ -59,9 +75,9 @@ def test_a_hop_leaves_the_core_to_others_while_it_waits() -> None:
     timeline = Timeline()
     host = Host(timeline, 1, wait_share=0.75)
     seen: list[tuple[str, float]] = []
-    host.hop(SLICE_S, lambda: seen.append(("hop", timeline.now_s)))
-    host.run(SLICE_S, lambda: seen.append(("work", timeline.now_s)))
+    host.hop(0.004, lambda: seen.append(("hop", timeline.now_s)))
+    host.run(0.005, lambda: seen.append(("work", timeline.now_s)))
     timeline.run()
     assert [name for name, _ in seen] == ["hop", "work"]
-    assert [at_s for _, at_s in seen] == pytest.approx([SLICE_S, 1.25 * SLICE_S])
-    assert host.busy_s == pytest.approx(1.25 * SLICE_S)
+    assert [at_s for _, at_s in seen] == pytest.approx([0.005, 0.006])
+    assert host.busy_s == pytest.approx(0.006)
