@@ -15,7 +15,6 @@ from shared.bus import subjects
 from shared.messages.control import Role
 from shared.messages.work import DecodeTask
 from shared.model.grammar import Grammars
-from shared.runtime.core_turns import Turns, group_on
 from shared.runtime.host import ModelFolder
 from shared.runtime.language import Language, open_language
 from shared.runtime.worker import Worker
@@ -66,5 +65,4 @@ async def build(
         hand_over=language.hand_over,
         departure=Departure(worker, tasks, language.kv, language.pool),
         grammars=Grammars(folder.directory, folder.spec),
-        turns=Turns(worker.bus, group_on(folder.device, settings.core_group)),
     )

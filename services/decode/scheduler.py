@@ -73,6 +73,11 @@ class DecodeScheduler:
         return len(self._swapped)
 
     @property
+    def has_sequences(self) -> bool:
+        """Whether a step may have something to do."""
+        return bool(self._running or self._swapped)
+
+    @property
     def num_free_slots(self) -> int:
         """Sequences that could still be admitted, memory permitting."""
         return self._max_batch - len(self._landing) - len(self._running) - len(self._swapped)

@@ -21,6 +21,7 @@ from services.decode.departure import Departure, leaves
 from services.decode.executor import DecodeExecutor
 from services.decode.inlet import KvInlet, Withdrawn
 from services.decode.outcome import measure, take_in
+from services.decode.plan import StepPlan
 from services.decode.scheduler import DecodeScheduler
 from services.decode.sequence import Sequence
 from shared.bus.base import WorkQueue
@@ -33,7 +34,7 @@ from shared.messages.descriptor import RequestDescriptor, TokenId, WorkerRef
 from shared.messages.events import Event
 from shared.messages.work import DecodeTask
 from shared.model.grammar import Grammars
-from shared.runtime.core_turns import Turns
+from shared.runtime.core_turns import Turn
 from shared.runtime.hand_over import Answer, HandOver, Prefilled
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
@@ -63,7 +64,6 @@ class DecodeStage:
         pull_timeout_s: float,
         grammars: Grammars,
         departure: Departure,
-        turns: Turns,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -78,7 +78,6 @@ class DecodeStage:
         self._complete: dict[Sequence, asyncio.Future[None]] = {}
         self._requests: dict[Sequence, RequestDescriptor] = {}
         self._departure = departure
-        self._turns = turns
         self._leave_by_s: float | None = None
         self._step_s = 0.0
         self._sending: asyncio.Task[None] | None = None
@@ -101,7 +100,7 @@ class DecodeStage:
             heartbeat_s=self._worker.heartbeat_s,
         )
         with unwrapped(), self._inlet:
-            async with self._turns.listening(), asyncio.TaskGroup() as scope:
+            async with asyncio.TaskGroup() as scope:
                 steps = scope.create_task(self._steps())
                 handed_over = scope.create_task(self._take_from_here(stop))
                 leaving = scope.create_task(self._prepare_to_leave(stop))
@@ -112,13 +111,21 @@ class DecodeStage:
 
     async def step(self) -> None:
         """Compute the next tokens of every running sequence; they are sent during the next step."""
-        plan = await self._work.until(self._scheduler.next_step)
+        await self._work.until(lambda: self._scheduler.has_sequences)
+        started_s = monotonic()
+        async with self._worker.cores.turn() as turn:
+            plan = self._scheduler.next_step()  # with all that came while others computed
+            if plan:
+                await self._compute(plan, turn, started_s)
+        if not plan:
+            await self._work.changed()
+
+    async def _compute(self, plan: StepPlan, turn: Turn, started_s: float) -> None:
         for sequence in plan.returned:
             self._end(sequence, _preempted())
-        started_s = monotonic()
         try:
             with self._metrics.step_s.time():
-                result = await self._worker.compute(self._executor.step, plan)
+                result = await self._worker.compute(turn.last(self._executor.step), plan)
             self._step_s = monotonic() - started_s
             self._guard.succeeded()
             measure(self._metrics, plan, result)
@@ -140,7 +147,6 @@ class DecodeStage:
         try:
             while True:
                 await self._depart()
-                await self._turns.free()
                 await self.step()
         finally:
             await self._sent()

@@ -30,6 +30,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import MediaPart, WorkerRef
 from shared.messages.work import EncodeTask
 from shared.model.towers.base import TowerInput
+from shared.runtime.core_turns import Turn
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
@@ -123,12 +124,19 @@ class EncodeStage:
 
     async def step(self) -> None:
         """Embed the next batch and hand each picture to the request that waits for it."""
-        batch = await self._work.until(self._scheduler.next_batch)
+        await self._work.until(lambda: self._scheduler.num_waiting)
+        async with self._worker.cores.turn() as turn:
+            if batch := self._scheduler.next_batch():
+                await self._compute_batch(batch, turn)
+
+    async def _compute_batch(self, batch: list[EncodeJob], turn: Turn) -> None:
         started_s = wall()
         for job in batch:
             job.began()
         try:
-            embeddings = await self._worker.compute(self._executor.run, [j.pixels for j in batch])
+            embeddings = await self._worker.compute(
+                turn.last(self._executor.run), [job.pixels for job in batch]
+            )
         except Exception as error:
             failure = self._guard.failed(error)
             for job in batch:

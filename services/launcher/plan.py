@@ -64,7 +64,7 @@ SPIN_COUNT = 10_000
 than the pauses within a step, shorter than what another worker on the same cores would notice."""
 
 
-CORE_GROUP_VARIABLE = "TRIPTYCH_CORE_GROUP"
+CORE_LOCK_VARIABLE = "TRIPTYCH_CORE_LOCK"
 """A variable and no flag: a worker keeps it in whatever role it takes on."""
 
 
@@ -74,24 +74,24 @@ def threads_per_worker(num_cores: int, num_workers: int) -> int:
 
 
 def thread_environment(
-    threads: int, num_cores: int, num_workers: int, core_group: str
+    threads: int, num_cores: int, num_workers: int, core_lock: str
 ) -> dict[str, str]:
     """Sizes of the thread pools; where workers share cores, their idle threads soon sleep, and they
     know of each other."""
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if threads * num_workers > num_cores:
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-        environment[CORE_GROUP_VARIABLE] = core_group
+        environment[CORE_LOCK_VARIABLE] = core_lock
     return environment
 
 
 def service_specs(
-    settings: LauncherSettings, nats_url: str, port: int, cores: Sequence[int], core_group: str = ""
+    settings: LauncherSettings, nats_url: str, port: int, cores: Sequence[int], core_lock: str = ""
 ) -> Iterator[ProcessSpec]:
     """The workers, then the gateway. `cores` are the machine's, neighbours side by side, and
-    `core_group` is a name for these workers on them that no others have."""
+    `core_lock` is a file for these workers on them that no others have."""
     threads = settings.threads or threads_per_worker(len(cores), settings.num_workers)
-    environment = thread_environment(threads, len(cores), settings.num_workers, core_group)
+    environment = thread_environment(threads, len(cores), settings.num_workers, core_lock)
     pinned = settings.pin == "auto"
     parts = divide(cores if pinned else (), threads, settings.num_workers)
     numbers: Counter[str] = Counter()

@@ -23,7 +23,6 @@ from services.launcher.ports import claim, url_of
 from services.launcher.settings import LauncherSettings
 from services.launcher.supervisor import Supervisor
 from shared.errors import TriptychError
-from shared.runtime.connection import new_identity
 from shared.runtime.lifecycle import Stop
 
 KILL_MARGIN_S = 5.0
@@ -94,9 +93,8 @@ async def running(settings: LauncherSettings, board: Board) -> AsyncIterator[Sta
         board.open()
         try:
             nats_url = await _start_nats(settings, supervisor, data_dir)
-            # A name for these workers that no other launcher on the same bus has.
-            group = new_identity("", "up")
-            for spec in service_specs(settings, nats_url, port, own_cores(), group.name):
+            core_lock = str(data_dir.resolve() / "cores")
+            for spec in service_specs(settings, nats_url, port, own_cores(), core_lock):
                 board.hosts(spec.name, spec.stages)
                 await supervisor.start(spec)
             yield Stack(supervisor, board, url_of(settings.host, port))

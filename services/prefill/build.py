@@ -22,7 +22,6 @@ from shared.model.gpu.graph_limits import PrefillGraphLimits
 from shared.model.gpu.graph_recorder import CudaGraphRecorder
 from shared.model.gpu.prefill_graphs import PrefillGraphs
 from shared.model.grammar import Grammars
-from shared.runtime.core_turns import LongPasses, group_on
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import open_index
 from shared.runtime.host import ModelFolder
@@ -61,7 +60,6 @@ async def build(
         max_held=settings.max_held,
         hand_over=language.hand_over,
         grammars=Grammars(folder.directory, folder.spec),
-        passes=LongPasses(worker.bus, worker.me, group_on(folder.device, settings.core_group)),
     )
 
 
@@ -124,7 +122,7 @@ def step_limits(settings: PrefillSettings, *, device: str, beside_decode: bool) 
     Prefill and decode take turns on the device, so a step of the one is a pause of the other.
     """
     max_tokens, chunk_tokens = settings.max_batch_tokens, settings.chunk_tokens
-    if group_on(device, settings.core_group):
+    if device == "cpu" and settings.core_lock:
         max_tokens = min(max_tokens, SHARED_PASS_TOKENS)
     if not beside_decode or not settings.mixed_step_tokens:
         return max_tokens, chunk_tokens

@@ -35,7 +35,6 @@ from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor
 from shared.messages.work import DecodeTask, PrefillTask
 from shared.model.grammar import Grammars
-from shared.runtime.core_turns import LongPasses
 from shared.runtime.embedding_index import EmbeddingIndex
 from shared.runtime.hand_over import HandOver
 from shared.runtime.intake import Intake, Ticket
@@ -76,7 +75,6 @@ class PrefillStage:
         plan: PiecePlan,
         max_held: int,
         grammars: Grammars,
-        passes: LongPasses,
         hand_over: HandOver | None = None,
     ) -> None:
         self._worker = worker
@@ -105,7 +103,6 @@ class PrefillStage:
             scheduler=scheduler,
             metrics=links.metrics,
             work=self._work,
-            passes=passes,
             tells_layers=plan.transfer == "layer-wise",
         )
 

@@ -17,7 +17,6 @@ from services.prefill.job import EarlySpan, PrefillJob
 from services.prefill.scheduler import PrefillScheduler
 from shared.clock import wall
 from shared.messages.control import Role
-from shared.runtime.core_turns import LongPasses
 from shared.runtime.signal import Signal
 from shared.runtime.step_guard import StepGuard, not_a_number
 from shared.runtime.worker import Worker
@@ -35,7 +34,6 @@ class PrefillSteps:
         scheduler: PrefillScheduler[PrefillJob],
         metrics: PrefillMetrics,
         work: Signal,
-        passes: LongPasses,
         tells_layers: bool,
     ) -> None:
         self._worker = worker
@@ -43,7 +41,6 @@ class PrefillSteps:
         self._scheduler = scheduler
         self._metrics = metrics
         self._work = work
-        self._passes = passes
         self._tells_layers = tells_layers
         self._guard = StepGuard(Role.PREFILL.value)
         self._pause_requested = False  # read by the compute thread between layers
@@ -106,19 +103,18 @@ class PrefillSteps:
         travels = not batch.is_early and any(each.job.travels_early for each in batch)
         is_heard = self._tells_layers and travels
         busy_s = 0.0
-        await self._passes.begins(batch.num_tokens)
         while not self._scheduler.is_abandoned(batch):
             self._pause_requested = self._scheduler.should_preempt()
-            started_s = wall()
-            tokens = await self._worker.compute(
-                step.advance,
-                lambda: self._pause_requested,
-                on_layer if is_heard else None,
-            )
-            busy_s += wall() - started_s
+            async with self._worker.cores.turn() as turn:
+                started_s = wall()
+                tokens = await self._worker.compute(
+                    turn.last(step.advance),
+                    lambda: self._pause_requested,
+                    on_layer if is_heard else None,
+                )
+                busy_s += wall() - started_s
             if tokens is not None:
                 self._metrics.forward_s.observe(busy_s)
-                await self._passes.ended(batch.num_tokens, busy_s)
                 return tokens
             while urgent := self._scheduler.next_batch():
                 self._metrics.suspensions.inc()

@@ -11,7 +11,6 @@
 | `control.alive`          | core                | `RequestsAlive`                                 |
 | `control.role`           | core                | `RoleRequest`, to the worker that it names      |
 | `control.role_reports`   | core                | `RoleReport`, to whoever asked for the switch   |
-| `passes.<group>`         | core                | `PassNews`, to decoders on the same cores       |
 | `spans`                  | core                | finished trace spans, for whoever watches       |
 | `workers`                | KV bucket with TTL  | `Registration` by worker name                   |
 | `embeddings`             | KV bucket with TTL  | `EmbeddingClaim`, `EmbeddingRef` by content key |
@@ -56,11 +55,6 @@ def work(role: Role, model: str) -> str:
 def events(gateway: WorkerRef) -> str:
     """Where one life of one gateway listens for its requests' events."""
     return f"events.{gateway.name}.{gateway.incarnation}"
-
-
-def passes(group: str) -> str:
-    """Where workers on the same cores hear of long passes."""
-    return f"passes.{token(group)}"
 
 
 def dead(work_subject: str) -> str:

@@ -99,13 +99,3 @@ class RequestsAlive(Message):
 
     gateway: WorkerRef
     request_ids: tuple[str, ...]
-
-
-class PassNews(Message):
-    """A prefill worker begins a pass that ends within so many seconds, or, with 0, has ended it.
-
-    For decoders that compute on the same cores.
-    """
-
-    worker: WorkerRef
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]

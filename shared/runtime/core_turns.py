@@ -1,119 +1,118 @@
-"""Turns of prefill and decode on the same cores: one decode step between two long passes.
+"""Turns on the same cores: workers that share them compute one step at a time.
 
-A decode step costs nearly the same for one answer as for many. Beside a pass of prompts it would
-take cores from the very prompts whose answers it could have taken along: both stages end later. So
-while long passes follow each other, decoders on those cores take one step at the end of each, and
-no answer pauses for longer than `MAX_PAUSE_S`.
+A step has a thread for each core. Two steps at the same time displace each other's threads, and at
+every barrier a team waits for the thread that the other has displaced, so that both take longer
+than one after the other. A decode step also costs nearly the same for one answer as for many:
+beside a pass of prompts it would take cores from the very prompts whose answers it could have taken
+along.
 
-In: the name that workers on the same cores have in common, and news of passes on the bus. Out: when
-a decoder may begin a step. News may be lost: a pause ends by itself soon after a pass should have.
+In: a file that the workers on these cores have in common. Out: a turn, in the order in which they
+asked; at most `MAX_WAIT_S` later without one. Locks are the kernel's, so the turn of a process that
+dies ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from shared.bus import subjects
-from shared.bus.base import Bus, Headers
 from shared.clock import Clock, monotonic
-from shared.errors import BusError
-from shared.messages.control import PassNews
-from shared.messages.descriptor import WorkerRef
 
-LONG_S = 0.15
-"""Shorter passes are no reason to wait."""
+MAX_WAIT_S = 2.0
+"""However long others compute; answers do not pause for longer."""
 
-MAX_PAUSE_S = 2.0
-"""Between two steps of a decoder, however long a pass takes."""
-
-MARGIN = 1.5
-"""A pass whose end was not heard of is over after so many times what it should have taken."""
+POLL_S = 0.001
+"""A lock that one can wait for with a time limit does not exist."""
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def group_on(device: str, group: str) -> str:
-    """Who shares the cores that compute; nobody where another device does."""
-    return group if device == "cpu" else ""
+class Turn:
+    """The right to compute now, until `end`."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = descriptor
+
+    def last(self, call: Callable[P, T]) -> Callable[P, T]:
+        """The same call, after which the turn ends at once, on whatever thread that is."""
+
+        def ending(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.end()
+
+        return ending
+
+    def end(self) -> None:
+        """The next one may begin. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-class LongPasses:
-    """The side of prefill: tells of passes that will be long. Without a group it tells nobody."""
+class CoreTurns:
+    """`num_slots` steps at a time, as many as have cores of their own. Without a file every turn is
+    free."""
 
-    def __init__(self, bus: Bus, me: WorkerRef, group: str) -> None:
-        self._bus = bus
-        self._me = me
-        self._group = group
-        self._s_per_token = 0.0
-        self._is_told = False
-
-    async def begins(self, num_tokens: int) -> None:
-        """A pass over so many tokens begins; how long it takes, the last one tells."""
-        expected_s = self._s_per_token * num_tokens
-        if expected_s >= LONG_S:
-            self._is_told = True
-            await self._tell(MARGIN * expected_s)
-
-    async def ended(self, num_tokens: int, took_s: float) -> None:
-        """It has ended."""
-        self._s_per_token = took_s / num_tokens
-        if self._is_told:
-            self._is_told = False
-            await self._tell(0.0)
-
-    async def _tell(self, seconds: float) -> None:
-        if not self._group:
-            return
-        news = PassNews(worker=self._me, seconds=seconds)
-        try:
-            await self._bus.publish(subjects.passes(self._group), news)
-        except BusError as error:
-            logger.warning("decoders were not told of a pass: %s", error)
-
-
-class Turns:
-    """The side of decode. Without a group it never waits."""
-
-    def __init__(self, bus: Bus, group: str, clock: Clock = monotonic) -> None:
-        self._bus = bus
-        self._group = group
+    def __init__(
+        self, lock: Path | None = None, num_slots: int = 1, clock: Clock = monotonic
+    ) -> None:
+        self._line = [Path(f"{lock}.line")] if lock else []
+        self._slots = [Path(f"{lock}.{slot}") for slot in range(num_slots)] if lock else []
         self._clock = clock
-        self._ends_s: dict[str, float] = {}  # by the worker whose pass it is
-        self._last_step_s = 0.0
-        self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """News is heard within."""
-        if not self._group:
-            yield
-            return
-        subject = subjects.passes(self._group)
-        subscription = await self._bus.subscribe(subject, PassNews, self._on_news)
+    async def turn(self) -> AsyncIterator[Turn]:
+        """A turn, which ends with the block or before."""
+        turn = await self._next() if self._slots else Turn()
         try:
-            yield
+            yield turn
         finally:
-            await subscription.close()
+            turn.end()
 
-    def pause_s(self, now_s: float) -> float:
-        """How long the next step has to wait, as far as is known; 0 or less: not at all."""
-        ends_s = max(self._ends_s.values(), default=now_s)
-        return min(ends_s, self._last_step_s + MAX_PAUSE_S) - now_s
+    async def _next(self) -> Turn:
+        until_s = self._clock() + MAX_WAIT_S
+        try:
+            # Whoever stands first in line gets the next slot, and not who happens to ask then.
+            first = await self._locked(self._line, until_s)
+            try:
+                return await self._locked(self._slots, until_s)
+            finally:
+                first.end()
+        except OSError as error:
+            logger.warning("no more turns on shared cores: %s", error)
+            self._slots = []
+            return Turn()
 
-    async def free(self) -> None:
-        """Return when a step may begin."""
-        while (pause_s := self.pause_s(self._clock())) > 0:
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._changed.wait()
-        self._last_step_s = self._clock()
+    async def _locked(self, files: Sequence[Path], until_s: float) -> Turn:
+        """The first of these that is free, or none in time."""
+        while True:
+            for file in files:
+                if (descriptor := _try_lock(file)) is not None:
+                    return Turn(descriptor)
+            if self._clock() >= until_s:
+                return Turn()
+            await asyncio.sleep(POLL_S)
 
-    async def _on_news(self, news: PassNews, headers: Headers) -> None:
-        now_s = self._clock()
-        self._ends_s = {name: end_s for name, end_s in self._ends_s.items() if end_s > now_s}
-        self._ends_s[news.worker.name] = now_s + news.seconds
-        self._changed.set()
+
+def _try_lock(file: Path) -> int | None:
+    """An open file that is locked for as long as it is open; None where another has it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -30,6 +30,7 @@ from shared.modelspec import ModelSpec
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.compute import ComputeThread
 from shared.runtime.connection import connect_bus, new_identity
+from shared.runtime.core_turns import CoreTurns
 from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.runtime.model_dir import find_model_dir
@@ -100,7 +101,10 @@ async def serve_worker(
                 ttl_s=settings.registration_ttl_s,
             )
         )
-        worker = await scope.enter_async_context(open_worker(me, stages, settings, bus, transport))
+        cores = core_turns(settings, folder.device)
+        worker = await scope.enter_async_context(
+            open_worker(me, stages, settings, bus, transport, cores)
+        )
         await give_team(worker.compute, settings.compute.threads)
         host = RoleHost(
             worker,
@@ -140,6 +144,16 @@ async def give_team(compute: ComputeThread, num_threads: int) -> None:
     torch.set_num_threads(1)  # here, and in threads that have not computed yet
 
 
+def core_turns(settings: WorkerSettings, device: str) -> CoreTurns:
+    """Those of a worker: as many steps at a time as the cores have threads for."""
+    if device != "cpu" or not settings.core_lock:
+        return CoreTurns()
+    num_threads = settings.compute.threads or torch.get_num_threads()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return CoreTurns(Path(settings.core_lock), max(1, num_cores // num_threads))
+
+
 def open_model(settings: WorkerSettings) -> ModelFolder:
     """Find and check the model. Blocks; raises `TriptychError`."""
     directory = find_model_dir(settings.model.path)
@@ -167,6 +181,7 @@ async def open_worker(
     settings: WorkerSettings,
     bus: Bus,
     transport: Transport,
+    cores: CoreTurns | None = None,
 ) -> AsyncIterator[Worker]:
     """The links of one worker; gateways' cancel requests and heartbeats are followed within."""
     cancellations = Cancellations()
@@ -199,6 +214,7 @@ async def open_worker(
                 metrics=TaskMetrics.create(registry),
                 drain_s=settings.drain_s,
                 heartbeat_s=settings.bus.ack_wait_s / 3,
+                cores=cores or CoreTurns(),
             )
         finally:
             for subscription in subscriptions:

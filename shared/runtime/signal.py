@@ -22,13 +22,17 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
+    async def changed(self) -> None:
+        """Return at the next `notify`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
     async def until(self, ready: Callable[[], T | None]) -> T:
         """Return the first truthy value of `ready()`, asked now and after every `notify`."""
         while not (value := ready()):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
+            await self.changed()
         return value

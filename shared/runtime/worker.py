@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -12,6 +12,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import WorkerRef
 from shared.runtime.cancellations import Cancellations
 from shared.runtime.compute import ComputeThread
+from shared.runtime.core_turns import CoreTurns
 from shared.runtime.events import EventSink
 from shared.runtime.lifecycle import Stop
 from shared.telemetry.metrics import TaskMetrics
@@ -44,3 +45,4 @@ class Worker:
     metrics: TaskMetrics
     drain_s: float
     heartbeat_s: float
+    cores: CoreTurns = field(default_factory=CoreTurns)

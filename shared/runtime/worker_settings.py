@@ -81,12 +81,12 @@ class WorkerSettings(EndpointSettings):
         description="Tokens in one KV block; the same for every worker of a model",
         json_schema_extra=flag("block-size", "TOKENS"),
     )
-    core_group: str = Field(
+    core_lock: str = Field(
         "",
-        max_length=128,
-        description="Workers of the same name here compute on the same CPU cores: prefill takes "
-        "prompts in small passes, decoders one step between two of them; empty: on its own",
-        json_schema_extra=flag("core-group", "NAME"),
+        max_length=1024,
+        description="Workers that name the same file here share CPU cores and compute on them one "
+        "after the other, in small steps; empty: on its own",
+        json_schema_extra=flag("core-lock", "FILE"),
     )
     drain_s: float = Field(
         20.0,

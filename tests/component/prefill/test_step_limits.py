@@ -8,7 +8,7 @@ from services.prefill.build import step_limits
 from services.prefill.settings import SHARED_PASS_TOKENS, PrefillSettings
 
 SETTINGS = PrefillSettings(max_batch_tokens=4096, mixed_step_tokens=256)
-SHARING = PrefillSettings(max_batch_tokens=4096, mixed_step_tokens=256, core_group="here")
+SHARING = PrefillSettings(max_batch_tokens=4096, mixed_step_tokens=256, core_lock="here")
 
 
 @pytest.mark.parametrize(

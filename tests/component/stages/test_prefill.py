@@ -21,6 +21,7 @@ from shared.messages.control import Role
 from shared.messages.descriptor import RequestDescriptor, SamplingParams
 from shared.messages.events import FailedEvent, TokenEvent
 from shared.model.decoder import LanguageModel
+from shared.runtime.core_turns import Turn
 from shared.runtime.host import ModelFolder
 from shared.runtime.settings import ModelSettings
 from tests.support.demo_engine import plates
@@ -274,23 +275,29 @@ async def test_an_urgent_prompt_is_computed_between_two_layers_of_another(
         await pipeline.settled()
 
 
-async def test_an_urgent_prompt_that_comes_while_a_pass_is_announced_is_not_kept_waiting(
+async def test_an_urgent_prompt_that_comes_while_a_pass_waits_for_cores_is_not_kept_waiting(
     folder: ModelFolder, prompts: PromptMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the choice of a batch and its first layer the bus is waited for."""
     long = ask(prompts, "long", text="What is this? " * 40)
     urgent = ask(prompts, "urgent", priority=-1)
     async with pipeline_with(folder) as pipeline:
         stage = stage_of(pipeline)
 
-        async def announced(num_tokens: int) -> None:
-            if num_tokens == long.num_tokens:
+        cores, asked = stage._worker.cores, list[RequestDescriptor]()
+        turn = cores.turn
+
+        @asynccontextmanager
+        async def late_turn() -> AsyncIterator[Turn]:
+            if not asked:
+                asked.append(urgent)
                 await pipeline.submit(urgent, [])
                 async with asyncio.timeout(20):
                     while stage._scheduler.num_waiting != 1:
                         await asyncio.sleep(0.005)
+            async with turn() as mine:
+                yield mine
 
-        monkeypatch.setattr(stage._steps._passes, "begins", announced)
+        monkeypatch.setattr(cores, "turn", late_turn)
         await pipeline.submit(long, [])
         for made in (long, urgent):
             assert len(await pipeline.tokens_of(made.request_id)) == 6

@@ -33,8 +33,8 @@ def test_workers_that_share_cores_know_of_each_other() -> None:
     settings = LauncherSettings()
     for num_cores, group in ((2, "here"), (6, None)):
         *workers, gateway = service_specs(settings, "nats://h:1", 9, range(num_cores), "here")
-        assert {spec.environment.get("TRIPTYCH_CORE_GROUP") for spec in workers} == {group}
-        assert "TRIPTYCH_CORE_GROUP" not in gateway.environment
+        assert {spec.environment.get("TRIPTYCH_CORE_LOCK") for spec in workers} == {group}
+        assert "TRIPTYCH_CORE_LOCK" not in gateway.environment
 
 
 def test_workers_stay_on_cores_of_their_own_where_there_are_enough() -> None:

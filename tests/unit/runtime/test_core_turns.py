@@ -1,15 +1,16 @@
-"""Turns on shared cores: when decoders wait for a pass, and for how long at most."""
+"""Turns on shared cores: who computes when, and what a process that dies leaves behind."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import multiprocessing
+from itertools import pairwise
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 
-from shared.bus.memory_bus import MemoryBus
-from shared.messages.descriptor import WorkerRef
-from shared.runtime.core_turns import LONG_S, MARGIN, MAX_PAUSE_S, LongPasses, Turns
+from shared.runtime.core_turns import MAX_WAIT_S, CoreTurns
 
 
 class Clock:
@@ -20,87 +21,124 @@ class Clock:
 
 
 @pytest.fixture
-async def bus() -> AsyncIterator[MemoryBus]:
-    async with MemoryBus() as bus:
-        yield bus
-
-
-def passes(bus: MemoryBus, name: str = "prefill-0", group: str = "here") -> LongPasses:
-    return LongPasses(bus, WorkerRef(name=name, incarnation=1), group)
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "cores"
 
 
 async def settled() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
 
 
-async def test_a_step_waits_for_the_end_of_a_long_pass(bus: MemoryBus) -> None:
-    prefill, clock = passes(bus), Clock()
-    turns = Turns(bus, "here", clock)
-    async with turns.listening():
-        await turns.free()
-        await prefill.begins(512)
+async def test_one_step_at_a_time(lock: Path) -> None:
+    one, other = CoreTurns(lock), CoreTurns(lock)
+    began = asyncio.Event()
+
+    async def step() -> None:
+        async with other.turn():
+            began.set()
+
+    async with one.turn():
+        waiting = asyncio.create_task(step())
         await settled()
-        assert turns.pause_s(clock.now_s) <= 0, "the first pass tells how long others take"
-        await prefill.ended(512, 1.0)
-        await prefill.begins(256)
-        await settled()
-        assert turns.pause_s(clock.now_s) == pytest.approx(0.5 * MARGIN)
-        waiting = asyncio.create_task(turns.free())
+        assert not began.is_set()
+    await asyncio.wait_for(waiting, 5.0)
+
+
+async def test_a_turn_ends_with_its_call(lock: Path) -> None:
+    one, other = CoreTurns(lock), CoreTurns(lock)
+    async with one.turn() as turn:
+        assert await asyncio.to_thread(turn.last(lambda number: number + 1), 1) == 2
+        async with asyncio.timeout(1.0), other.turn():
+            pass
+    async with one.turn() as turn:
+        with pytest.raises(ZeroDivisionError):
+            turn.last(lambda: 1 // 0)()
+        async with asyncio.timeout(1.0), other.turn():
+            pass
+
+
+async def test_whoever_asks_again_stands_at_the_end_of_the_line(lock: Path) -> None:
+    taken: list[str] = []
+
+    async def steps(name: str, number: int) -> None:
+        turns = CoreTurns(lock)
+        for _ in range(number):
+            async with turns.turn():
+                taken.append(name)
+                await asyncio.sleep(0.005)
+
+    await asyncio.gather(steps("prefill", 20), steps("decode", 20))
+    changes = sum(a != b for a, b in pairwise(taken))
+    assert changes > 30, taken
+
+
+async def test_as_many_at_a_time_as_there_are_slots(lock: Path) -> None:
+    one, two, three = (CoreTurns(lock, num_slots=2) for _ in range(3))
+    async with one.turn(), two.turn():
+        waiting = asyncio.create_task(three.turn().__aenter__())
         await settled()
         assert not waiting.done()
-        await prefill.ended(256, 0.5)
-        await asyncio.wait_for(waiting, 5.0)
+    (await asyncio.wait_for(waiting, 5.0)).end()
 
 
-async def test_short_passes_keep_nobody(bus: MemoryBus) -> None:
-    prefill, clock = passes(bus), Clock()
-    turns = Turns(bus, "here", clock)
-    async with turns.listening():
-        await prefill.ended(512, 0.9 * LONG_S)
-        await prefill.begins(512)
+async def test_nobody_waits_for_ever(lock: Path) -> None:
+    clock = Clock()
+    one, other = CoreTurns(lock), CoreTurns(lock, clock=clock)
+    async with one.turn():
+        waiting = asyncio.create_task(other.turn().__aenter__())
         await settled()
-        assert turns.pause_s(clock.now_s) <= 0
+        assert not waiting.done()
+        clock.now_s += MAX_WAIT_S
+        (await asyncio.wait_for(waiting, 5.0)).end()
 
 
-async def test_a_pause_has_an_end_whatever_is_heard(bus: MemoryBus) -> None:
-    prefill, clock = passes(bus), Clock()
-    turns = Turns(bus, "here", clock)
-    async with turns.listening():
-        await turns.free()
-        await prefill.ended(512, 1.0)
-        await prefill.begins(512)
+async def test_who_gives_up_waiting_leaves_the_line(lock: Path) -> None:
+    one, other, third = (CoreTurns(lock) for _ in range(3))
+    async with one.turn():
+        waiting = asyncio.create_task(other.turn().__aenter__())
         await settled()
-        clock.now_s += MARGIN
-        assert turns.pause_s(clock.now_s) <= 0, "its end may have been lost"
-        await turns.free()
-        await prefill.begins(51_200)
-        await settled()
-        assert turns.pause_s(clock.now_s) == pytest.approx(MAX_PAUSE_S)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    async with asyncio.timeout(1.0), third.turn():
+        pass
 
 
-async def test_the_longest_of_several_passes_counts(bus: MemoryBus) -> None:
-    one, other, clock = passes(bus), passes(bus, "prefill-1"), Clock()
-    turns = Turns(bus, "here", clock)
-    async with turns.listening():
-        await turns.free()
-        for each in (one, other):
-            await each.ended(512, 1.0)
-        await one.begins(512)
-        await other.begins(256)
-        await settled()
-        assert turns.pause_s(clock.now_s) == pytest.approx(MARGIN)
-        await one.ended(512, 1.0)
-        await settled()
-        assert turns.pause_s(clock.now_s) == pytest.approx(0.5 * MARGIN)
+def hold(lock: Path, holds: Event) -> None:
+    async def turn() -> None:
+        async with CoreTurns(lock).turn():
+            holds.set()
+            await asyncio.sleep(60)
+
+    asyncio.run(turn())
 
 
-@pytest.mark.parametrize(("told", "heard"), [("here", "there"), ("", ""), ("here", "")])
-async def test_others_cores_are_their_own(bus: MemoryBus, told: str, heard: str) -> None:
-    prefill, clock = passes(bus, group=told), Clock()
-    turns = Turns(bus, heard, clock)
-    async with turns.listening():
-        await prefill.ended(512, 1.0)
-        await prefill.begins(512)
-        await settled()
-        assert turns.pause_s(clock.now_s) <= 0
+async def test_the_turn_of_a_process_that_dies_ends(lock: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    holds = context.Event()
+    process = context.Process(target=hold, args=(lock, holds))
+    process.start()
+    try:
+        assert await asyncio.to_thread(holds.wait, 30)
+        process.kill()
+        async with asyncio.timeout(1.5), CoreTurns(lock).turn():
+            pass
+    finally:
+        process.kill()
+        process.join()
+
+
+async def test_without_a_file_every_turn_is_free(tmp_path: Path) -> None:
+    alone = CoreTurns()
+    async with alone.turn(), alone.turn():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_file_that_cannot_be_made_is_no_reason_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = CoreTurns(tmp_path / "none" / "cores")
+    async with turns.turn(), turns.turn():
+        pass
+    assert len([each for each in caplog.records if "no more turns" in each.message]) == 1
