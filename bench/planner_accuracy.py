@@ -7,9 +7,10 @@ what single requests take. The rates are those at which the simulator expects th
 as many cores as there are. Every prompt and picture is new, so that no cache answers. The compute
 is real.
 
-A machine's speed drifts within minutes by more than the aim allows for. So each rate is served in
-chunks of some seconds, all rates in turn, with trials before and after each round, and a chunk is
-simulated at the pace of the trials around it; no request of a comparison is part of any trial.
+A machine's speed changes within seconds by more than the aim allows for. So each rate is served in
+chunks of some seconds, all rates in turn, with trials before and after each round; a probe reads
+the speed of the machine all the while, and trials and chunks are simulated at the speed of their
+time. No request of a comparison is part of any trial.
 Limits near what a single request takes are missed by every hiccup of the machine, so the shares are
 told for looser ones as well. Other load falsifies results: each round waits for a quiet machine,
 and the share that others took meanwhile is printed. For each rate a table tells where the time

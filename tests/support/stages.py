@@ -24,7 +24,7 @@ from shared.messages.descriptor import RequestDescriptor, SamplingParams, Worker
 from shared.messages.events import Event, EventBatch, TokenEvent
 from shared.messages.refs import EmbeddingRef
 from shared.messages.work import EncodeTask, PrefillTask
-from shared.runtime.host import ModelFolder, Stage, open_worker
+from shared.runtime.host import ModelFolder, Stage, core_turns, open_worker
 from shared.runtime.lifecycle import Stop
 from shared.runtime.settings import ModelSettings
 from shared.runtime.topology import name_of, parse_topology
@@ -206,7 +206,9 @@ async def running_pipeline(
                 LoopbackTransport(network, me, compatibility, lease_s=lease_s)
             )
             worker = await scope.enter_async_context(
-                open_worker(me, stages, each, MemoryBus(hub), transport)
+                open_worker(
+                    me, stages, each, MemoryBus(hub), transport, core_turns(each, folder.device)
+                )
             )
             pipeline.workers |= dict.fromkeys(stages, worker)
             pipeline.everyone.append(worker)
