@@ -96,10 +96,10 @@ class Host:
     @property
     def _speed(self) -> float:
         """Of each that runs, next to one that has a core while the others are idle."""
-        num_running = len(self._running)
-        crowd = min(1.0, (num_running - 1) / max(1, self._num_cores - 1))
+        num_busy = min(len(self._running), self._num_cores)
+        crowd = (num_busy - 1) / max(1, self._num_cores - 1)
         speed = (1.0 - crowd * (1.0 - self._full_speed)) / self._slowness
-        return speed * min(1.0, self._num_cores / num_running)
+        return speed * num_busy / len(self._running)
 
     def _advance(self) -> None:
         """Up to now."""

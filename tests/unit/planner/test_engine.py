@@ -44,6 +44,7 @@ def test_two_cores_for_three() -> None:
 
 def test_cores_are_slower_while_all_are_busy() -> None:
     assert ends(2, (0, 2), (1, 1), full_speed=0.5) == pytest.approx([3, 3])
+    assert ends(1, (0, 1), (0, 1), full_speed=0.5) == pytest.approx([2, 2]), "no others to hinder"
 
 
 def test_cores_are_as_slow_as_they_are_told_to_be() -> None:
