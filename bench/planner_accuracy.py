@@ -38,7 +38,7 @@ from bench.planner_judgement import judge, limits_of, share_of, simulated_chunk
 from bench.planner_load import SPANS_WAIT_S, CpuSeconds, OwnCpu, send, with_spans
 from bench.planner_recording import Chunk, Recording
 from bench.planner_requests import MODEL, RequestMaker
-from bench.planner_speed import SpeedProbe
+from bench.planner_speed import SpeedProbe, speed_probe
 from bench.planner_trials import Trials, load_rates, num_requests
 from bench.processes import ForeignLoad
 from bench.server import running_server
@@ -112,7 +112,10 @@ def measure(options: argparse.Namespace) -> Recording:
     cluster = Cluster(options.topology, limits, model.links or Links(), cores, speed)
     os.environ["TRIPTYCH_KV_BYTES"] = str(KV_BYTES)
     arguments = ["--model", str(model_dir()), "--served-name", MODEL, "--threads", "1"]
-    with running_server([*arguments, "--topology", options.topology]) as url, SpeedProbe() as probe:
+    with (
+        running_server([*arguments, "--topology", options.topology]) as url,
+        speed_probe() as probe,
+    ):
         maker = RequestMaker(options.seed)
         trials = Trials(url, maker, options.singles, options.chunk_s, measure_idle(), probe)
         trials.singles()  # warms up

@@ -11,11 +11,9 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from types import TracebackType
-from typing import Self
 
 SIDE = 96
 NUM_WARM, NUM_TIMED = 20, 40
@@ -30,30 +28,11 @@ Pace = tuple[float, float]
 
 
 class SpeedProbe:
-    """Reads within its `with`, which raises `RuntimeError` if nothing comes; `paces` looks back."""
+    """What the process behind a pipe reads; `paces` looks back."""
 
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, self._theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=_work, args=(self._theirs,), daemon=True
-        )
-        self._read: list[Pace] = []
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        self._theirs.close()  # so that the end of the process is seen
-        self._ask()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._process.terminate()
-        self._process.join(STOP_TIMEOUT_S)
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._read: list[Pace] = self._ask()
 
     def paces(self, from_s: float, until_s: float) -> list[Pace]:
         """Means of buckets between two times of `time.perf_counter`, from 0 on. Empties what was
@@ -71,6 +50,21 @@ class SpeedProbe:
         if not self._pipe.poll(TIMEOUT_S):
             raise RuntimeError(f"the speed was not read within {TIMEOUT_S:g} s")
         return list(self._pipe.recv())
+
+
+@contextmanager
+def speed_probe() -> Iterator[SpeedProbe]:
+    """Reads the speed within the block. Raises `RuntimeError` if nothing comes."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the process is seen
+    try:
+        yield SpeedProbe(pipe)
+    finally:
+        process.terminate()
+        process.join(STOP_TIMEOUT_S)
 
 
 def bucketed(read: Sequence[Pace]) -> list[Pace]:

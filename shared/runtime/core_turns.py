@@ -18,7 +18,7 @@ import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -97,21 +97,18 @@ class CoreTurns:
         """The first of these that is free, or none in time."""
         while True:
             for file in files:
-                if (descriptor := _try_lock(file)) is not None:
-                    return Turn(descriptor)
+                with suppress(BlockingIOError):  # another has it
+                    return Turn(_lock(file))
             if self._clock() >= until_s:
                 return Turn()
             await asyncio.sleep(POLL_S)
 
 
-def _try_lock(file: Path) -> int | None:
-    """An open file that is locked for as long as it is open; None where another has it."""
+def _lock(file: Path) -> int:
+    """An open file that is locked for as long as it is open. Raises `OSError`."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
     except BaseException:
         os.close(descriptor)
         raise

@@ -181,7 +181,7 @@ async def open_worker(
     settings: WorkerSettings,
     bus: Bus,
     transport: Transport,
-    cores: CoreTurns | None = None,
+    cores: CoreTurns,
 ) -> AsyncIterator[Worker]:
     """The links of one worker; gateways' cancel requests and heartbeats are followed within."""
     cancellations = Cancellations()
@@ -214,7 +214,7 @@ async def open_worker(
                 metrics=TaskMetrics.create(registry),
                 drain_s=settings.drain_s,
                 heartbeat_s=settings.bus.ack_wait_s / 3,
-                cores=cores or CoreTurns(),
+                cores=cores,
             )
         finally:
             for subscription in subscriptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -45,4 +45,4 @@ class Worker:
     metrics: TaskMetrics
     drain_s: float
     heartbeat_s: float
-    cores: CoreTurns = field(default_factory=CoreTurns)
+    cores: CoreTurns

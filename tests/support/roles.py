@@ -14,6 +14,7 @@ from shared.bus.memory_hub import MemoryHub
 from shared.messages.control import Registration, RoleReport
 from shared.messages.descriptor import WorkerRef
 from shared.messages.events import EventBatch
+from shared.runtime.core_turns import CoreTurns
 from shared.runtime.directory import WorkerDirectory
 from shared.runtime.host import ModelFolder, open_worker
 from shared.runtime.lifecycle import Stop
@@ -108,7 +109,7 @@ async def running_hosts(
                 RegistrationHeartbeat(own_bus, registration, ttl_s=TTL_S)
             )
             worker = await scope.enter_async_context(
-                open_worker(me, stages, each, own_bus, transport)
+                open_worker(me, stages, each, own_bus, transport, CoreTurns())
             )
             builder = StageBuilder()
             host = RoleHost(

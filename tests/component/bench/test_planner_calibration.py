@@ -13,7 +13,7 @@ from bench.planner_calibration import SLOWED, Calibrated, calibrated
 from bench.planner_judgement import simulated_chunk
 from bench.planner_load import CpuSeconds, Served
 from bench.planner_recording import Chunk, Recording
-from bench.planner_speed import PAUSE_S, SpeedProbe, bucketed
+from bench.planner_speed import PAUSE_S, bucketed, speed_probe
 from bench.planner_stages import stage_table
 from bench.planner_trials import APART_S, Trial, load_rates, values
 from services.planner.cluster import Cluster, Links
@@ -136,7 +136,7 @@ def test_means_of_what_a_probe_read() -> None:
 
 
 def test_a_probe_reads_the_speed() -> None:
-    with SpeedProbe() as probe:
+    with speed_probe() as probe:
         started_s = time.perf_counter()
         time.sleep(3 * PAUSE_S)
         paces = probe.paces(started_s, time.perf_counter())
