@@ -21,6 +21,7 @@ from shared.model.attention import AttentionBackend, SdpaAttention
 from shared.model.batch import ForwardBatch
 from shared.model.checkpoint import Destination
 from shared.model.decoder_layer import DecoderLayer, Stream
+from shared.model.gpu.parts import whole
 from shared.model.kernels.paired import PairedKernel
 from shared.model.linear import ChooseKernel, FusedLinear, LinearKernel, Rows
 from shared.model.norm import norm_of
@@ -141,7 +142,7 @@ class LanguageModel(nn.Module):
             hidden = hidden[step.batch.cu_seqlens_q[1:] - 1]
         hidden = self.norm.forward(hidden)
         if self.lm_head is not None:
-            return self.lm_head.forward(hidden)
+            return whole(self.lm_head.in_parts(hidden))
         if self._tied_head is not None:
             return self._tied_head.run(hidden, None)
         return functional.linear(hidden, self.embed_weight)

@@ -14,6 +14,7 @@ from torch import nn
 
 from shared.cache.kv_cache import KvCache
 from shared.model.checkpoint import Destination
+from shared.model.gpu.parts import Parts, whole
 from shared.model.mlp import GatedMlp
 from shared.model.moe import MixtureOfExperts
 from shared.model.norm import RmsNorm, norm_of, residual_sum
@@ -29,7 +30,7 @@ class Stream(NamedTuple):
     """
 
     hidden: torch.Tensor
-    pending: torch.Tensor | None = None
+    pending: torch.Tensor | Parts | None = None
 
     def normed(self, norm: RmsNorm) -> tuple[torch.Tensor, torch.Tensor]:
         """The whole sum, and its normalisation."""
@@ -70,11 +71,15 @@ class DecoderLayer(nn.Module):
         if last is not None:
             hidden = hidden[last.rows]
         if self.attention_out_norm is not None:
-            attended = self.attention_out_norm.forward(attended)
+            attended = self.attention_out_norm.forward(whole(attended))
         hidden, normed = self.mlp_norm.add(hidden, attended)
-        transformed = self.mlp.forward(normed)
+        transformed: torch.Tensor | Parts = (
+            self.mlp.in_parts(normed)
+            if isinstance(self.mlp, GatedMlp)
+            else self.mlp.forward(normed)
+        )
         if self.mlp_out_norm is not None:
-            transformed = self.mlp_out_norm.forward(transformed)
+            transformed = self.mlp_out_norm.forward(whole(transformed))
         return Stream(hidden, transformed)
 
     def checkpoint_views(

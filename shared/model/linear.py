@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.model.gpu import fused
+from shared.model.gpu.parts import Parts
+
 
 class Rows(StrEnum):
     """How many rows come at a time: those of decode steps, of prompts, or of both."""
@@ -51,10 +54,10 @@ class PlainKernel:
     name = "plain"
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self._weight = weight
+        self.weight = weight
 
     def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return functional.linear(x, self._weight, bias)
+        return functional.linear(x, self.weight, bias)
 
 
 class FusedLinear(nn.Module):
@@ -85,6 +88,15 @@ class FusedLinear(nn.Module):
         if self.kernel is None:
             return functional.linear(x, self.weight, self.bias)
         return self.kernel.run(x, self.bias)
+
+    def in_parts(self, x: torch.Tensor) -> torch.Tensor | Parts:
+        """The same, where the caller can also read a result in parts."""
+        if fused.takes_few_rows(x):
+            if self.kernel is None:
+                return fused.few_rows(x, self.weight, self.bias)
+            if isinstance(self.kernel, PlainKernel):
+                return fused.few_rows(x, self.kernel.weight, self.bias)
+        return self.forward(x)
 
     def prepare(self, choose: ChooseKernel) -> LinearKernel:
         """Hand the loaded weight to a kernel, which may keep it in another form.

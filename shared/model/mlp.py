@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from shared.model.gpu import fused
+from shared.model.gpu.parts import Parts, whole
 from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 
@@ -33,14 +34,25 @@ class GatedMlp(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate_up = self.gate_up.forward(hidden)
-        if self.activation is functional.silu:
-            gated = fused.swiglu(gate_up) if fused.takes(gate_up) else row_kernels.swiglu(gate_up)
-            if gated is not None:
-                return self.down.forward(gated)
+        return self.down.forward(self._gated(self.gate_up.forward(hidden)))
+
+    def in_parts(self, hidden: torch.Tensor) -> torch.Tensor | Parts:
+        """The same, where the caller can also read a result in parts."""
+        return self.down.in_parts(self._gated(whole(self.gate_up.in_parts(hidden))))
+
+    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gated = gated_by_silu(gate_up) if self.activation is functional.silu else None
+        if gated is not None:
+            return gated
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.down.forward(self.activation(gate) * up)
+        return self.activation(gate) * up
 
     def checkpoint_views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.gate_up.checkpoint_views(prefix)
         yield from self.down.checkpoint_views(prefix)
+
+
+def gated_by_silu(gate_up: torch.Tensor) -> torch.Tensor | None:
+    """`silu(gate) * up` in one pass, `[num_rows, 2 * width]` to `[num_rows, width]`; None where
+    there is no kernel for it."""
+    return fused.swiglu(gate_up) if fused.takes(gate_up) else row_kernels.swiglu(gate_up)

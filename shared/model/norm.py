@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from shared.model.gpu import fused
+from shared.model.gpu.parts import Parts
 from shared.model.kernels import row_kernels
 from shared.modelspec import TextSpec
 
@@ -39,13 +40,15 @@ class RmsNorm(nn.Module):
         variance = wide.square().mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(
+        self, residual: torch.Tensor, x: torch.Tensor | Parts
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of two `[num_tokens, width]`, and its normalisation."""
-        if fused.takes(x):
+        if fused.takes(residual):
             return fused.add_rms_norm(
                 x, residual, self.weight, self.eps, unit_offset=self.unit_offset
             )
-        total = residual_sum(x, residual)
+        total = residual_sum(residual, x)
         return total, self.forward(total)
 
 
@@ -69,8 +72,10 @@ def norm_of(spec: TextSpec, width: int, dtype: torch.dtype) -> RmsNorm:
     return kind(width, spec.rms_norm_eps, dtype)
 
 
-def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def residual_sum(x: torch.Tensor, y: torch.Tensor | Parts) -> torch.Tensor:
     """`x + y`, both `[num_tokens, width]`."""
+    if isinstance(y, Parts):
+        return y.sum(x)
     compiled = row_kernels.add(x, y)
     return x + y if compiled is None else compiled
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from shared.cache.kv_cache import KvCache
 from shared.model.gpu import fused
+from shared.model.gpu.parts import Parts, whole
 from shared.model.kernels import row_kernels
 from shared.model.linear import FusedLinear
 from shared.model.norm import norm_of
@@ -41,34 +42,39 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, hidden: torch.Tensor, step: StepContext, kv: KvCache, last: LastTokens | None = None
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Parts:
         """`hidden` `[num_tokens, hidden]` in and out, or only the rows of `last` out; writes this
         layer's KV of the new tokens."""
-        heads = self.qkv.forward(hidden).view(hidden.shape[0], -1, self.head_dim)
-        qk = self._normed(heads[:, : self.num_heads + self.num_kv_heads])
-        v = heads[:, self.num_heads + self.num_kv_heads :]
-        qk = self._placed(qk, v, step, kv)
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        q, k, v = self._placed(self.qkv.in_parts(hidden), step, kv)
         plan = step.plan
         if last is not None:
             q, k, v, plan = q[last.rows], k[last.rows], v[last.rows], last.plan
         if self.query_scale != 1.0:
             q = q * self.query_scale
-        return self.o.forward(plan.attend(self.layer, q, k, v, kv))
+        return self.o.in_parts(plan.attend(self.layer, q, k, v, kv))
 
     def _placed(
-        self, qk: torch.Tensor, v: torch.Tensor, step: StepContext, kv: KvCache
-    ) -> torch.Tensor:
-        """Queries and keys, rotated; the keys and `v` are in the cache."""
-        slots = step.batch.slot_mapping
+        self, projected: torch.Tensor | Parts, step: StepContext, kv: KvCache
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, rotated; keys and values are in the cache."""
+        slots, num_rotated = step.batch.slot_mapping, self.num_heads + self.num_kv_heads
         rotary = None if self.rope_index is None else step.rotaries[self.rope_index]
-        if rotary is not None and fused.takes(qk):
-            cached = kv.layer_slots(self.layer)
-            return fused.rotate_into_cache(qk, v, rotary.cos, rotary.sin_signed, cached, slots)
-        if rotary is not None:
-            qk = rotary.rotate(qk)
-        kv.write(self.layer, slots, qk[:, self.num_heads :], v)
-        return qk
+        if isinstance(projected, Parts) and rotary is not None and self.q_norm is None:
+            heads = fused.rotate_parts_into_cache(
+                projected, rotary.cos, rotary.sin_signed, kv.layer_slots(self.layer), slots
+            )
+            qk, v = heads[:, :num_rotated], heads[:, num_rotated:]
+        else:
+            heads = whole(projected)
+            heads = heads.view(heads.shape[0], -1, self.head_dim)
+            qk, v = self._normed(heads[:, :num_rotated]), heads[:, num_rotated:]
+            if rotary is not None and fused.takes(qk):
+                cached = kv.layer_slots(self.layer)
+                qk = fused.rotate_into_cache(qk, v, rotary.cos, rotary.sin_signed, cached, slots)
+            else:
+                qk = qk if rotary is None else rotary.rotate(qk)
+                kv.write(self.layer, slots, qk[:, self.num_heads :], v)
+        return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def _normed(self, qk: torch.Tensor) -> torch.Tensor:
         if self.q_norm is None or self.k_norm is None:

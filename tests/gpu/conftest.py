@@ -18,6 +18,8 @@ from tests.support.vision_folders import vision_dir_of
 
 __all__ = ["model_dir_of", "vision_dir_of"]
 
+FEW_ROWS = 4
+
 
 @pytest.fixture
 def device() -> str:
@@ -30,8 +32,10 @@ def device() -> str:
 
 @pytest.fixture
 def use_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model takes the kernels, as it does by itself on CUDA."""
+    """The model takes the kernels, as it does by itself on a GPU; few rows are those of a prompt's
+    last tokens and of decode steps."""
     monkeypatch.setattr(fused, "takes", lambda x: x.dtype in fused.KERNEL_DTYPES)
+    monkeypatch.setattr(fused, "takes_few_rows", lambda x: x.shape[0] <= FEW_ROWS)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from shared.model.gpu.overlap import launch_options, wait_for_others
 from shared.model.gpu.paging import Paging
 from shared.model.gpu.tile import HIDDEN_SCORE, LOG2_E, attend_keys, load_rows, padded_head_dim
 
@@ -108,6 +109,7 @@ def decode_attention(
         wide=wide,
         num_warps=4,
         num_stages=2,
+        **launch_options(out),
     )
     _join[(paging.num_seqs, num_heads)](
         out,
@@ -120,6 +122,7 @@ def decode_attention(
         block_d=padded_head_dim(head_dim),
         block_s=SPLITS_AT_A_TIME,
         num_warps=1,
+        **launch_options(out),
     )
 
 
@@ -149,8 +152,10 @@ def _split(
     block_h: tl.constexpr,
     block_n: tl.constexpr,
     wide: tl.constexpr,
+    overlaps: tl.constexpr,
 ) -> None:
     """One program: every n-th piece of all contexts, for one KV head and its query heads."""
+    wait_for_others(overlaps)
     # Heads of one piece start side by side: their keys lie side by side in memory.
     kv_head = tl.program_id(0)
     row = tl.arange(0, block_h)
@@ -197,8 +202,10 @@ def _join(
     head_dim: tl.constexpr,
     block_d: tl.constexpr,
     block_s: tl.constexpr,
+    overlaps: tl.constexpr,
 ) -> None:
     """One program: the pieces of one sequence and query head, weighted by their softmax sums."""
+    wait_for_others(overlaps)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
     start = tl.load(sequence_ends + sequence)

@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 
+from shared.model.gpu.parts import Parts
+
 KERNEL_DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
 
@@ -26,6 +28,32 @@ def takes(x: torch.Tensor) -> bool:
     return x.is_cuda and x.numel() > 0 and x.dtype in KERNEL_DTYPES and has_triton()
 
 
+MAX_ROWS = 64
+"""Rows up to which a linear map takes about as long as reading its weight."""
+
+HOPPER = (9, 0)
+
+
+def takes_few_rows(x: torch.Tensor) -> bool:
+    """Whether `few_rows` is for these rows: Hopper's GPUs were measured, others keep theirs."""
+    return (
+        x.ndim == 2
+        and x.shape[0] <= MAX_ROWS
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and takes(x)
+        and torch.cuda.get_device_capability(x.device) >= HOPPER
+    )
+
+
+def few_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | Parts:
+    """`x` `[num_rows, in_features]` times `weight`, transposed; perhaps in parts."""
+    from shared.model.gpu import few_rows as kernel
+
+    return kernel.few_rows(x, weight, bias)
+
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, *, unit_offset: bool = False
 ) -> torch.Tensor:
@@ -36,7 +64,7 @@ def rms_norm(
 
 
 def add_rms_norm(
-    x: torch.Tensor,
+    x: torch.Tensor | Parts,
     residual: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
@@ -68,6 +96,19 @@ def rotate_into_cache(
     from shared.model.gpu import rotary
 
     return rotary.rotate(qk, cos, sin_signed, rotary.CacheRows(cached, slot_mapping, v))
+
+
+def rotate_parts_into_cache(
+    heads: Parts,
+    cos: torch.Tensor,
+    sin_signed: torch.Tensor,
+    cached: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> torch.Tensor:
+    """The same of query, key and value heads that are still in parts."""
+    from shared.model.gpu import rotary
+
+    return rotary.rotate_parts(heads, cos, sin_signed, cached, slot_mapping)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

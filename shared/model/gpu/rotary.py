@@ -1,8 +1,8 @@
 """Rotation of query and key heads by their positions, halves against each other.
 
-In: heads and the cosines and signed sines of `shared.model.rope.Rotary`, which already hold
-whatever position axes there are. Out: rotated heads, contiguous, and on request keys and values in
-the cache by the same launch. Computed in float32.
+In: heads, which may still be in parts, and the cosines and signed sines of
+`shared.model.rope.Rotary`, which already hold whatever position axes there are. Out: rotated heads,
+and on request keys and values in the cache by the same launch. Computed in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+
+from shared.model.gpu.few_rows import load_sum
+from shared.model.gpu.overlap import launch_options, wait_for_others
+from shared.model.gpu.parts import Parts
+
+HEADS_PER_PROGRAM = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +38,7 @@ def rotate(
     Heads of a token must be contiguous; tokens may be apart. With `into`, the last heads of `x` are
     the keys of `into.v`: rotated, they are written to the cache too, and the values with them.
     """
-    num_tokens, num_heads, head_dim = x.shape
+    num_tokens, _, head_dim = x.shape
     check_heads("x", x)
     if cos.shape != (num_tokens, 1, head_dim) or cos.shape != sin_signed.shape:
         raise ValueError(f"cosines {tuple(cos.shape)} do not fit heads {tuple(x.shape)}")
@@ -45,12 +51,53 @@ def rotate(
                 f"values {tuple(into.v.shape)} do not fit a cache of {tuple(into.cached.shape)}"
             )
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _rotate[(num_tokens,)](
+    _launch(out, x, cos, sin_signed, into, num_kv_heads, None)
+    return out
+
+
+def rotate_parts(
+    heads: Parts,
+    cos: torch.Tensor,
+    sin_signed: torch.Tensor,
+    cached: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> torch.Tensor:
+    """The same of query, key and value heads in parts, in this order and side by side.
+
+    Returns all of them, `[num_tokens, heads, head_dim]`; keys and values are in the cache, too.
+    """
+    num_tokens = heads.pieces.shape[1]
+    num_kv_heads, head_dim = cached.shape[2:]
+    every = heads.pieces[0].view(num_tokens, -1, head_dim)
+    num_rotated = every.shape[1] - num_kv_heads
+    out = torch.empty(every.shape, dtype=heads.dtype, device=every.device)
+    into = CacheRows(cached, slot_mapping, every[:, num_rotated:])
+    _launch(out, every[:, :num_rotated], cos, sin_signed, into, num_kv_heads, heads)
+    return out
+
+
+def _launch(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin_signed: torch.Tensor,
+    into: CacheRows | None,
+    num_kv_heads: int,
+    parts: Parts | None,
+) -> None:
+    """`x` and `into.v` lie in the first of `parts`, if there are any."""
+    num_tokens, num_heads, head_dim = x.shape
+    bias = None if parts is None else parts.bias
+    block_h = min(HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads))
+    _rotate[(num_tokens, triton.cdiv(num_heads, block_h))](
         out,
         x,
         cos.contiguous(),
         sin_signed.contiguous(),
+        x if bias is None else bias,
+        out.stride(0),
         x.stride(0),
+        0 if parts is None else parts.pieces.stride(0),
         out if into is None else into.cached[0],
         out if into is None else into.cached[1],
         cos if into is None else into.slot_mapping,
@@ -59,11 +106,14 @@ def rotate(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         half=head_dim // 2,
-        block_h=triton.next_power_of_2(num_heads),
+        block_h=block_h,
         block_d=triton.next_power_of_2(head_dim // 2),
+        num_parts=1 if parts is None else parts.pieces.shape[0],
+        has_bias=bias is not None,
+        keeps_values=parts is not None,
         num_warps=4,
+        **launch_options(out),
     )
-    return out
 
 
 def check_heads(name: str, x: torch.Tensor) -> None:
@@ -78,7 +128,10 @@ def _rotate(
     x: tl.tensor,
     cos: tl.tensor,
     sin_signed: tl.tensor,
+    bias: tl.tensor,
+    out_stride: tl.tensor,
     token_stride: tl.tensor,
+    part_stride: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
     slot_mapping: tl.tensor,
@@ -89,10 +142,15 @@ def _rotate(
     half: tl.constexpr,
     block_h: tl.constexpr,
     block_d: tl.constexpr,
+    num_parts: tl.constexpr,
+    has_bias: tl.constexpr,
+    keeps_values: tl.constexpr,
+    overlaps: tl.constexpr,
 ) -> None:
-    """One program: all heads of one token."""
+    """One program: some heads of one token."""
+    wait_for_others(overlaps)
     token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, block_h)
+    head = tl.program_id(1) * block_h + tl.arange(0, block_h)
     channel = tl.arange(0, block_d)
     is_channel = channel < half
     angle = token * (2 * half) + channel
@@ -104,9 +162,9 @@ def _rotate(
     mask = (head < num_heads)[:, None] & is_channel[None, :]
     place = head[:, None] * (2 * half) + channel[None, :]
     source = x + token * token_stride + place
-    low = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    high = tl.load(source + half, mask=mask, other=0.0).to(tl.float32)
-    target = out + token * (num_heads * 2 * half) + place
+    low = load_sum(source, mask, bias + place, part_stride, num_parts, has_bias)
+    high = load_sum(source + half, mask, bias + place + half, part_stride, num_parts, has_bias)
+    target = out + token * out_stride + place
     dtype = out.dtype.element_ty
     new_low = (low * low_cos + high * low_sin).to(dtype)
     new_high = (high * high_cos + low * high_sin).to(dtype)
@@ -120,5 +178,14 @@ def _rotate(
         tl.store(keys + slot + row, new_low, mask=is_key)
         tl.store(keys + slot + row + half, new_high, mask=is_key)
         value = v + token * v_stride + row
-        tl.store(values + slot + row, tl.load(value, mask=is_key), mask=is_key)
-        tl.store(values + slot + row + half, tl.load(value + half, mask=is_key), mask=is_key)
+        # Values stand behind all heads of `x`, and so do their biases and their results.
+        behind: tl.constexpr = num_kv_heads * 2 * half
+        v_bias = bias + behind + place
+        low = load_sum(value, is_key, v_bias, part_stride, num_parts, has_bias).to(dtype)
+        high = load_sum(value + half, is_key, v_bias + half, part_stride, num_parts, has_bias)
+        high = high.to(dtype)
+        tl.store(values + slot + row, low, mask=is_key)
+        tl.store(values + slot + row + half, high, mask=is_key)
+        if keeps_values:
+            tl.store(target + behind, low, mask=is_key)
+            tl.store(target + behind + half, high, mask=is_key)

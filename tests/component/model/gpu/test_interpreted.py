@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_attention", "test_elementwise", "test_model", "test_streams", "test_towers")
+FILES = (
+    "test_attention",
+    "test_elementwise",
+    "test_few_rows",
+    "test_model",
+    "test_streams",
+    "test_towers",
+    "test_window_attention",
+)
 
 
 @pytest.mark.timeout(300)
