@@ -150,7 +150,7 @@ class TowerBench:
                 Path(folder), spec.family.tower, spec.vision, torch.bfloat16, device
             )
         randomize(self.tower.module)
-        self.tower.quicken(compiles=True)
+        self.tower.quicken()
 
     def pictures(self, num_pictures: int) -> list[Pixels]:
         """So many pictures of one megapixel, on the device already."""

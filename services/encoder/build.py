@@ -30,7 +30,6 @@ def load_executor(folder: ModelFolder) -> EncodeExecutor:
         folder.spec,
         dtype="float32" if widens else folder.dtype,
         device=folder.device,
-        compiles=folder.compiles_tower,
         on_progress=weights_progress(),
     )
     return EncodeExecutor(tower, TORCH_DTYPES[folder.dtype])

@@ -64,15 +64,11 @@ def load_tower(
     *,
     dtype: str | None = None,
     device: torch.device | str = "cpu",
-    compiles: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> Tower:
-    """The tower for pictures or sound alone; `UnsupportedModel` for a text-only model.
-
-    `compiles`: see `Tower.quicken`.
-    """
+    """The tower for pictures or sound alone; `UnsupportedModel` for a text-only model."""
     tower = load_plain_tower(model_dir, spec, dtype=dtype, device=device, on_progress=on_progress)
-    tower.quicken(compiles=compiles)
+    tower.quicken()
     return tower
 
 

@@ -61,7 +61,6 @@ class ModelFolder:
     device: str
     kernels: KernelChoice = field(default_factory=KernelChoice)
     deterministic: bool = False
-    compiles_tower: bool = True
 
     def geometry(self, block_size: int) -> KvGeometry:
         """The shape of the KV cache."""
@@ -170,7 +169,6 @@ def open_model(settings: WorkerSettings) -> ModelFolder:
         device,
         kernels,
         deterministic=settings.compute.deterministic,
-        compiles_tower=settings.compute.compile_tower == "auto",
     )
 
 

@@ -154,12 +154,6 @@ class ComputeSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where present", json_schema_extra=flag("device")
     )
-    compile_tower: Literal["auto", "none"] = Field(
-        "auto",
-        description="auto: torch.compile for the layers of a vision tower on a GPU, about ten "
-        "seconds at the first start, which torch's cache keeps for later ones; none: as they are",
-        json_schema_extra=flag("compile-tower"),
-    )
     quantization: Literal["none", "int8"] = Field(
         "none",
         description="int8 keeps the language model's weights in 8 bits, one scale per output",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,21 +12,25 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from shared.model.gpu import towers
 from shared.model.gpu.tower_layouts import TowerLayouts
-from shared.model.loader import load_tower
+from shared.model.loader import load_plain_tower, load_tower
 from shared.model.towers.patches import PatchTower
 from shared.modelspec import ModelSpec
 from tests.support.models import make_prompt
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 GRIDS = ((14, 8), (2, 2), (10, 6))
+"""Of 112 patches, which attention takes packed, and of fewer than a window holds."""
 
 
 def quick_tower(folder: Path, device: str, dtype: str) -> PatchTower:
-    """As a worker on a GPU loads it; on the CPU the same changes, without a compiler."""
-    tower = load_tower(folder, dtype=dtype, device=device, compiles=True)
+    """As a worker on a GPU loads it; on the CPU the same changes."""
+    if device == "cuda":
+        tower = load_tower(folder, dtype=dtype, device=device)
+    else:
+        tower = load_plain_tower(folder, dtype=dtype)
     assert isinstance(tower, PatchTower)
     if device == "cpu":
-        towers.quicken(tower.module, compiles=False)
+        towers.quicken(tower.module)
         tower._layouts = TowerLayouts(tower.module, tower.device)
     return tower
 
@@ -61,6 +64,7 @@ def test_a_quick_tower_gives_the_same(
     device: str,
     model_dir_of: Callable[[str], Path],
     vision_dir_of: Callable[[str], Path],
+    use_kernels: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if device == "cpu":
@@ -69,8 +73,8 @@ def test_a_quick_tower_gives_the_same(
     pixels = make_prompt(ModelSpec.load(folder), 8, GRIDS, seed=5).pixels
     expected = load_tower(folder, dtype="float64").encode(pixels)
     quick = quick_tower(folder, device, dtype)
-    is_varlen = quick.module.config._attn_implementation == "triptych_flash_varlen"
-    assert is_varlen == (dtype == "bfloat16")
+    is_packed = isinstance(quick.module.blocks[0].attn, towers.PackedAttention)
+    assert is_packed == (dtype == "bfloat16")
     tolerance = 1e-4 if dtype == "float32" else 3e-2
     for _ in range(2):  # with a layout of its own, and with one that was kept
         for mine, theirs in zip(quick.encode(pixels), expected, strict=True):
@@ -91,32 +95,3 @@ def test_an_odd_width_between_gate_and_up_is_filled_up(device: str) -> None:
     assert joined.gate_up.out_features == 48
     assert joined.down.in_features == 24
     torch.testing.assert_close(joined(x), mlp(x), rtol=0, atol=1e-12)
-
-
-def test_a_compiler_that_fails_leaves_the_tower_as_it_is(
-    device: str,
-    model_dir_of: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    tower = load_tower(model_dir_of("qwen2_5_vl"), dtype="bfloat16", device=device)
-    assert isinstance(tower, PatchTower)
-
-    def broken(forward: object, **_: object) -> Callable[..., torch.Tensor]:
-        def fail(*_: object, **__: object) -> torch.Tensor:
-            raise RuntimeError("no compiler here")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(PatchTower, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(PatchTower, "_warm_up", lambda self: self.module.blocks[0].forward())
-    with caplog.at_level(logging.WARNING):
-        assert tower.quicken(compiles=True)
-    assert "run uncompiled: no compiler here" in caplog.text
-    monkeypatch.undo()
-    if device == "cpu":
-        tower._layouts = None  # they would be on the GPU that was pretended
-        tower.module.config._attn_implementation = "sdpa"
-    prompt = make_prompt(ModelSpec.load(model_dir_of("qwen2_5_vl")), 8, GRIDS, seed=5)
-    assert len(tower.encode(prompt.pixels)) == len(GRIDS)

@@ -38,11 +38,11 @@ class TowerLayouts:
 
         module, config, grid = self._module, self._module.config, torch.tensor(grids)
         merge_size = module.spatial_merge_size
-        bounds, longest = vision_utils.get_vision_attention_seqlens(grid, config)
+        bounds, _ = vision_utils.get_vision_attention_seqlens(grid, config)
         layout = {
             "position_ids": vision_utils.get_vision_position_ids(grid, merge_size),
             "cu_seqlens": bounds,
-            "max_seqlen": longest,
+            "max_seqlen": int(bounds.diff().max()),
         }
         if hasattr(module, "window_size"):
             layout |= _windows(module, grid)
@@ -70,9 +70,8 @@ def _windows(module: Any, grid: torch.Tensor) -> dict[str, Any]:
         window_size=module.window_size,
         patch_size=module.patch_size,
     )
-    lengths = bounds[1:] - bounds[:-1]
     return {
         "window_index": index,
         "cu_window_seqlens": bounds,
-        "max_window_seqlen": int(lengths.max()),
+        "max_window_seqlen": int(bounds.diff().max()),
     }

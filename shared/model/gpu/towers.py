@@ -1,48 +1,69 @@
-"""A patch tower made quick on a GPU: joined products, attention in one call, compiled layers.
+"""A patch tower made quick on a GPU: packed attention, joined products, and kernels of our own for
+what lies between them.
 
 In: a tower of transformers with its weights. Out: the same tower, computing the same by other
-kernels. Layers of one kind are compiled once, for any number of patches, and torch keeps the result
-on disk for the next start.
+kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from shared.model.gpu import varlen
+from shared.model.gpu import fused, varlen
+from shared.model.towers.angles import CosSin, SharedAngles
 from shared.model.towers.joined_mlp import JoinedMlp
+from shared.model.towers.norms import take_norms
 
 
-def quicken(module: nn.Module, *, compiles: bool) -> bool:
-    """Change the tower `module` in place; its parameters' names are others afterwards.
-
-    Returns whether its layers will be compiled, if `compiles`: not those that attend sequence by
-    sequence, as they ask the device for lengths in between.
-    """
-    config: Any = module.config
-    is_packed = varlen.has_varlen() and next(module.parameters()).dtype in varlen.DTYPES
-    if is_packed:
-        config._attn_implementation = varlen.IMPLEMENTATION
-    compiles = compiles and is_packed
-    for layer in _layers(module):
+def quicken(module: nn.Module) -> None:
+    """Change the tower `module` in place; its parameters' names are others afterwards."""
+    blocks: Any = module.blocks
+    dtype = next(module.parameters()).dtype
+    is_packed = varlen.has_varlen() and dtype in varlen.DTYPES and fused.has_triton()
+    angles = SharedAngles()
+    for layer in blocks:
+        if is_packed:
+            layer.attn = PackedAttention(layer.attn, angles)
         if hasattr(layer.mlp, "gate_proj"):
             layer.mlp = JoinedMlp(layer.mlp)
-        if compiles:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-    return compiles
+    if dtype in fused.KERNEL_DTYPES:
+        take_norms(module)
 
 
-def uncompile(module: nn.Module) -> None:
-    """Back to layers as they are, where compiling turned out not to work."""
-    for layer in _layers(module):
-        vars(layer).pop("forward", None)
+class PackedAttention(nn.Module):
+    """Takes over the maps of transformers' attention, which is the same in all patch towers."""
 
+    def __init__(self, attention: Any, angles: SharedAngles) -> None:
+        super().__init__()
+        self.qkv: nn.Module = attention.qkv
+        self.proj: nn.Module = attention.proj
+        self._num_heads: int = attention.num_heads
+        self._scale: float = attention.scaling
+        self._angles = angles
 
-def _layers(module: nn.Module) -> Iterator[Any]:
-    blocks = module.blocks
-    assert isinstance(blocks, nn.ModuleList)
-    yield from blocks
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: CosSin,
+        max_seqlen: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """`[num_patches, hidden]` in and out; `cu_seqlens` `[num_sequences + 1]` int32 bounds what
+        sees each other, and none of that is longer than `max_seqlen`."""
+        from shared.model.gpu.window_attention import MAX_PATCHES, window_attention
+
+        heads = self.qkv(hidden_states).view(hidden_states.shape[0], 3, self._num_heads, -1)
+        longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+        if longest <= MAX_PATCHES:
+            out = window_attention(heads, *position_embeddings, cu_seqlens, self._scale)
+        else:
+            # Query and key heads lie side by side.
+            qk = fused.rotate(heads[:, :2].flatten(1, 2), *self._angles.of(position_embeddings))
+            q, k = qk[:, : self._num_heads], qk[:, self._num_heads :]
+            out = varlen.attend(q, k, heads[:, 2], cu_seqlens, longest, self._scale)
+        projected: torch.Tensor = self.proj(out.flatten(1))
+        return projected

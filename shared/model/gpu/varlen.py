@@ -1,4 +1,4 @@
-"""Attention within packed sequences in one call, as transformers calls attention.
+"""Attention within packed sequences in one call.
 
 In: queries, keys and values of all patches, and where each sequence ends. Out: their attention. It
 is torch's own (FlashAttention-2, Dao 2023). Without it transformers attends sequence by sequence,
@@ -8,14 +8,8 @@ which for windows of 64 patches is a launch for each of them.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import AttentionInterface
-
-IMPLEMENTATION = "triptych_flash_varlen"
-"""transformers hands bounds of sequences only to implementations with `flash` in their name."""
 
 DTYPES = frozenset({torch.bfloat16, torch.float16})
 
@@ -26,29 +20,19 @@ def has_varlen() -> bool:
 
 
 def attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """`[1, heads, num_patches, head_dim]` each; returns `[1, num_patches, heads, head_dim]`.
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scale: float,
+) -> torch.Tensor:
+    """`[num_patches, heads, head_dim]` each, and the result.
 
-    `cu_seq_lens_q` `[num_sequences + 1]` int32 bounds the sequences, none longer than
-    `max_length_q`.
+    `bounds` `[num_sequences + 1]` int32 bounds the sequences, none longer than `longest`.
     """
     from torch.nn.attention import varlen
 
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    bounds, longest = cu_seq_lens_q, max_length_q
-    out = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling)
+    out = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale)
     assert isinstance(out, torch.Tensor)
-    return out[None], None
-
-
-AttentionInterface.register(IMPLEMENTATION, attend)
+    return out

@@ -51,13 +51,12 @@ class Tower(ABC):
         that replace its placeholders. They may be views of one tensor.
         """
 
-    def quicken(self, *, compiles: bool) -> bool:
-        """Take the device's own kernels for the same results, once the weights are loaded.
+    def quicken(self) -> None:
+        """Take the device's own kernels for the same results, once the weights are loaded. Blocks.
 
-        Blocks: with `compiles`, layers are compiled, which takes seconds. Returns whether there was
-        anything to take.
+        Towers without any stay as they are.
         """
-        return False
+        return
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.model.mlp import gated_by_silu
+
 ALIGNMENT = 8
 """Elements of 16 bits that matrix units want a row to be a multiple of; other widths are computed
 by kernels several times as slow."""
@@ -32,8 +34,13 @@ class JoinedMlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[num_patches, hidden]` in and out."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        down: torch.Tensor = self.down(self.activation(gate) * up)
+        gate_up = self.gate_up(x)
+        is_silu = "silu" in type(self.activation).__name__.lower()
+        gated = gated_by_silu(gate_up) if is_silu else None
+        if gated is None:
+            gate, up = gate_up.chunk(2, dim=-1)
+            gated = self.activation(gate) * up
+        down: torch.Tensor = self.down(gated)
         return down
 
 

@@ -21,6 +21,7 @@ from shared.model.batch import ForwardBatch
 from shared.model.kernels import row_kernels
 from shared.model.kernels.choice import attends_in_pairs
 from shared.model.prompt_attention import PromptPlan
+from shared.model.towers.angles import CosSin, SharedAngles
 
 MAX_PLANS = 4
 """Kept with their pages: pictures of one size come in every layer, whole and in windows."""
@@ -30,21 +31,8 @@ class LayersShare:
     """What the attention of all layers of one tower shares; for one call at a time."""
 
     def __init__(self) -> None:
-        self._source: Any = None
-        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.angles = SharedAngles()
         self.paged = lru_cache(MAX_PLANS)(_paged)
-
-    def angles(
-        self, source: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines `[num_patches, 1, head_dim]`, made once in a call, from cosines
-        and sines `[num_patches, head_dim]` as transformers gives them."""
-        if source is not self._source or self._angles is None:
-            cos, sin = (each.float() for each in source)
-            half = sin.shape[-1] // 2
-            signed = torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
-            self._source, self._angles = source, (cos[:, None].contiguous(), signed[:, None])
-        return self._angles
 
 
 class PatchAttention(nn.Module):
@@ -62,14 +50,14 @@ class PatchAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: CosSin,
         **_: Any,
     ) -> torch.Tensor:
         """`[num_patches, hidden]` in and out; `cu_seqlens` `[num_sequences + 1]` bounds what sees
         each other."""
         num_patches, both = hidden_states.shape[0], 2 * self._num_heads
         heads = self.qkv(hidden_states).view(num_patches, both + self._num_heads, -1)
-        qk = self._rotated(heads[:, :both], *self._share.angles(position_embeddings))
+        qk = self._rotated(heads[:, :both], *self._share.angles.of(position_embeddings))
         q, k = qk[:, : self._num_heads], qk[:, self._num_heads :]
         out = attend_within(q, k, heads[:, both:], cu_seqlens, self._scale, self._share)
         projected: torch.Tensor = self.proj(out.flatten(1))

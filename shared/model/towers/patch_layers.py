@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.model.kernels import row_kernels
 from shared.model.kernels.choice import (
     has_bf16_instructions,
     has_compiled_kernels,
@@ -20,8 +19,8 @@ from shared.model.kernels.choice import (
 )
 from shared.model.kernels.packed import PackedKernel
 from shared.model.linear import LinearKernel
-from shared.model.norm import RmsNorm
 from shared.model.towers.joined_mlp import JoinedMlp
+from shared.model.towers.norms import take_norms
 from shared.model.towers.patch_attention import LayersShare, PatchAttention
 
 
@@ -33,7 +32,7 @@ def quicken(module: nn.Module) -> None:
     for layer in blocks:
         layer.attn = PatchAttention(layer.attn, share)
         if is_narrow and hasattr(layer.mlp, "gate_proj"):
-            layer.mlp = GatedRows(layer.mlp)
+            layer.mlp = JoinedMlp(layer.mlp)
     if is_narrow:
         _take_kernels(module)
 
@@ -42,12 +41,11 @@ def _take_kernels(module: nn.Module) -> None:
     """Replace norms and linear maps, wherever they are."""
     if has_compiled_kernels():
         _compile()
+    take_norms(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, KernelLinear(child))
-            elif hasattr(child, "variance_epsilon"):
-                setattr(parent, name, _norm_like(child))
 
 
 def _compile() -> None:
@@ -61,12 +59,6 @@ def _compile() -> None:
         kernel.compile()
 
 
-def _norm_like(norm: Any) -> RmsNorm:
-    made = RmsNorm(norm.weight.shape[0], norm.variance_epsilon, norm.weight.dtype)
-    made.weight = norm.weight
-    return made
-
-
 class KernelLinear(nn.Module):
     """A linear map whose weight lies as oneDNN reads it best."""
 
@@ -78,18 +70,3 @@ class KernelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         return self.kernel.run(x, self.bias)
-
-
-class GatedRows(JoinedMlp):
-    """Gate and up by one kernel, where it is SiLU that gates."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[num_patches, hidden]` in and out."""
-        gate_up = self.gate_up(x)
-        is_silu = "silu" in type(self.activation).__name__.lower()
-        gated = row_kernels.swiglu(gate_up) if is_silu else None
-        if gated is None:
-            gate, up = gate_up.chunk(2, dim=-1)
-            gated = self.activation(gate) * up
-        down: torch.Tensor = self.down(gated)
-        return down

@@ -7,13 +7,13 @@ they travel behind the input embedding in the same row.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from shared.model.gpu import towers
 from shared.model.gpu.tower_layouts import TowerLayouts, has_layouts
 from shared.model.tower_families import TowerFamily
 from shared.model.towers import patch_layers
@@ -21,10 +21,8 @@ from shared.model.towers.base import VisionTower
 from shared.model.towers.patch_projection import PatchProjection
 from shared.model.towers.pixels import Pixels
 
-logger = logging.getLogger(__name__)
-
-WARM_UP_SIDE = 36
-"""Merged patches: a picture of a megapixel. The compiler chooses by the size that it sees first."""
+WARM_UP_SIDE = 6
+"""Merged patches: more than a window holds, so that all kinds of attention are met."""
 
 
 class PatchTower(VisionTower):
@@ -40,24 +38,15 @@ class PatchTower(VisionTower):
         module: nn.Module = tower
         return module
 
-    def quicken(self, *, compiles: bool) -> bool:
-        """On a GPU, layers are compiled here rather than with the first request."""
+    def quicken(self) -> None:
+        """On a GPU, kernels are compiled here rather than with the first request."""
         if self.device.type == "cpu":
             patch_layers.quicken(self.module)
-            return True
-        # It imports transformers, which processes without a tower do without.
-        from shared.model.gpu import towers
-
-        is_compiled = towers.quicken(self.module, compiles=compiles)
+            return
+        towers.quicken(self.module)
         if has_layouts():
             self._layouts = TowerLayouts(self.module, self.device)
-        if is_compiled:
-            try:
-                self._warm_up()
-            except Exception as error:  # a compiler has many ways to fail, and none is fatal here
-                logger.warning("the tower's layers run uncompiled: %s", error)
-                towers.uncompile(self.module)
-        return True
+        self._warm_up()
 
     def _warm_up(self) -> None:
         length = WARM_UP_SIDE * self.spec.merge_size
