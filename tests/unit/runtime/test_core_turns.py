@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import time
 from itertools import pairwise
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from shared.runtime.core_turns import MAX_WAIT_S, CoreTurns
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from shared.runtime.core_turns import CoreTurns
 
 
 @pytest.fixture
@@ -82,14 +76,45 @@ async def test_as_many_at_a_time_as_there_are_slots(lock: Path) -> None:
 
 
 async def test_nobody_waits_for_ever(lock: Path) -> None:
-    clock = Clock()
-    one, other = CoreTurns(lock), CoreTurns(lock, clock=clock)
+    one, other = CoreTurns(lock), CoreTurns(lock, max_wait_s=0.05)
     async with one.turn():
         waiting = asyncio.create_task(other.turn().__aenter__())
         await settled()
         assert not waiting.done()
-        clock.now_s += MAX_WAIT_S
         (await asyncio.wait_for(waiting, 5.0)).end()
+
+
+async def test_who_gives_up_leaves_its_place_to_the_next_of_its_process(lock: Path) -> None:
+    one, other, third = CoreTurns(lock), CoreTurns(lock, max_wait_s=0.05), CoreTurns(lock)
+    taken: list[str] = []
+
+    async def step(name: str, turns: CoreTurns) -> None:
+        async with turns.turn():
+            taken.append(name)
+
+    async with one.turn():
+        async with other.turn():  # beside the others, after its time
+            behind = asyncio.create_task(step("third", third))
+            await settled()
+        again = asyncio.create_task(step("again", other))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.gather(behind, again), 5.0)
+    assert taken == ["again", "third"]
+
+
+async def test_a_turn_that_comes_at_the_moment_of_giving_up_ends(lock: Path) -> None:
+    one, other, third = (CoreTurns(lock) for _ in range(3))
+    async with one.turn():
+        waiting = asyncio.create_task(other.turn().__aenter__())
+        await settled()
+    time.sleep(0.1)  # the loop stands still, so the turn has come and nobody has seen it
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    async with asyncio.timeout(1.0), third.turn():
+        pass
 
 
 async def test_who_gives_up_waiting_leaves_the_line(lock: Path) -> None:
