@@ -39,6 +39,9 @@ class BusSpanExporter(SpanProcessor):
         # Spans may end in worker threads; appending and popping at the ends are atomic.
         self._waiting: deque[ReadableSpan] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived = asyncio.Event()
+        self._is_awake = False
         self.num_dropped = 0
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -49,13 +52,18 @@ class BusSpanExporter(SpanProcessor):
             self.num_dropped += 1
             return
         self._waiting.append(span)
+        if self._loop is not None and not self._is_awake:
+            self._is_awake = True
+            self._loop.call_soon_threadsafe(self._arrived.set)
 
     def start(self) -> None:
         """Begin to publish. Call it inside the event loop."""
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name="span export")
 
     async def close(self) -> None:
         """Publish what waits and stop."""
+        self._loop = None
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -74,8 +82,12 @@ class BusSpanExporter(SpanProcessor):
                 logger.debug("%d spans dropped: %s", count, error)
 
     async def _run(self) -> None:
+        # A process without spans sleeps: waking up for nothing costs the models their cores.
         while True:
+            await self._arrived.wait()
+            self._arrived.clear()
             await asyncio.sleep(FLUSH_INTERVAL_S)
+            self._is_awake = False  # before the look at what waits, so that no span is forgotten
             await self.flush()
 
     def _record(self, span: ReadableSpan) -> SpanRecord:

@@ -15,7 +15,7 @@ from shared.errors import BusError
 from shared.messages.base import Message
 from shared.messages.telemetry import SpanBatch
 from shared.telemetry import tracing
-from shared.telemetry.bus_spans import BusSpanExporter
+from shared.telemetry.bus_spans import FLUSH_INTERVAL_S, BusSpanExporter
 
 
 async def listen(bus: MemoryBus) -> asyncio.Queue[SpanBatch]:
@@ -41,6 +41,35 @@ async def test_spans_arrive_within_a_moment() -> None:
     assert (inner.parent_id, inner.trace_id) == (outer.span_id, outer.trace_id)
     assert outer.parent_id is None
     assert outer.start_unix_ns <= inner.start_unix_ns <= inner.end_unix_ns <= outer.end_unix_ns
+
+
+async def test_spans_arrive_again_after_a_pause_and_from_other_threads() -> None:
+    def record() -> None:
+        with tracing.span("elsewhere"):
+            pass
+
+    async with MemoryBus() as bus:
+        heard = await listen(bus)
+        async with tracing.setup_tracing("decode", "decode-0", bus):
+            for _ in range(3):
+                await asyncio.to_thread(record)
+                batch = await asyncio.wait_for(heard.get(), 1.0)
+                assert [span.name for span in batch.spans] == ["elsewhere"]
+                await asyncio.sleep(2 * FLUSH_INTERVAL_S)
+    assert heard.empty()
+
+
+async def test_without_spans_nothing_wakes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = 0
+
+    async def flush(self: BusSpanExporter) -> None:
+        nonlocal flushed
+        flushed += 1
+
+    monkeypatch.setattr(BusSpanExporter, "flush", flush)
+    async with MemoryBus() as bus, tracing.setup_tracing("decode", "decode-0", bus):
+        await asyncio.sleep(3 * FLUSH_INTERVAL_S)
+        assert flushed == 0
 
 
 async def test_the_last_spans_are_sent_on_shutdown() -> None:
