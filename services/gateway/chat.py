@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -28,7 +29,7 @@ from services.gateway.openai_logprobs import logprob_entries
 from services.gateway.openai_schema import ChatRequest, parse_request
 from services.gateway.problems import Problem, problem_of
 from services.gateway.runner import Run, Runner
-from services.gateway.sse import DONE, ClientGone, EventStream, event, unless_gone
+from services.gateway.sse import DONE, ClientGone, EventStream, event, text_events, unless_gone
 from shared.errors import TriptychError
 from shared.messages.events import FinishReason
 from shared.telemetry import names, tracing
@@ -163,12 +164,17 @@ class Chat:
         try:
             for index in range(len(started.runs)):
                 yield event(head.first_chunk(index))
+            texts = [
+                text_events(partial(head.text_chunk, index=n)) for n in range(len(started.runs))
+            ]
             reasons: list[FinishReason] = []
             async with aclosing(advances_of(started.runs)) as advances:
                 async for index, advance in advances:
                     logprobs = self._logprobs(started, advance.told)
-                    if advance.text or logprobs:
+                    if logprobs:
                         yield event(head.text_chunk(advance.text, index, logprobs))
+                    elif advance.text:
+                        yield texts[index](advance.text)
                     if advance.end:
                         reasons.append(advance.end)
                         if len(reasons) == len(started.runs):

@@ -98,14 +98,18 @@ class Run:
 
     async def advances(self) -> AsyncGenerator[Advance, None]:
         """What comes, until the end. Raises one `RequestFailed` (or a `BusError`) in its place."""
-        wait_s = POLL_S
+        clock = self._runner.clock
+        look_at_s = clock() + POLL_S
         while True:
-            advance = await self._stream.next(wait_s)
+            advance = await self._stream.next(look_at_s - clock())
             if advance is not None and (advance.num_new_tokens or advance.end):
                 yield advance
                 if advance.end:
                     return
+                if self._goes_well(advance) and clock() < look_at_s:
+                    continue
             wait_s = await self._supervise(advance.failure if advance else None)
+            look_at_s = clock() + wait_s
 
     def close(self) -> None:
         """The request is over, one way or another. Idempotent."""
@@ -116,6 +120,12 @@ class Run:
         self._runner.streams.close(request_id)
         # Also after a good end: it releases at once whatever the request still holds anywhere.
         self._runner.liveness.cancel(request_id, self.answer.attempt)
+
+    def _goes_well(self, advance: Advance) -> bool:
+        """Whether the tokens that came bring nothing nearer that the policy would act on: from an
+        attempt's third one on, each only puts off the moment of silence."""
+        is_whole = advance.failure is None and self.answer.gap_since_s is None
+        return is_whole and self._stream.num_attempt_tokens > 2
 
     async def _supervise(self, failure: FailedEvent | None) -> float:
         """Do what the policy says; returns how long to wait for the next event."""

@@ -46,11 +46,13 @@ class Stream:
 
     async def next(self, timeout_s: float) -> Advance | None:
         """Everything since the last call, or None if nothing came in time."""
-        try:
-            async with asyncio.timeout(max(timeout_s, 0.0)):
+        if not self._arrived.is_set():
+            # Once per token: a timer is all that is needed of `asyncio.timeout`.
+            waking = asyncio.get_running_loop().call_later(max(timeout_s, 0.0), self._arrived.set)
+            try:
                 await self._arrived.wait()
-        except TimeoutError:
-            return None
+            finally:
+                waking.cancel()
         advance, self._unseen = self._unseen, None
         self._arrived.clear()
         return advance
