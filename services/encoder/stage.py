@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from shared.runtime.directory import WorkerDirectory
 from shared.runtime.embedding_index import EmbeddingIndex, open_index
 from shared.runtime.intake import Intake, Ticket
 from shared.runtime.lifecycle import Stop
+from shared.runtime.pause import Pause
 from shared.runtime.scope import unwrapped
 from shared.runtime.signal import Signal
 from shared.runtime.step_guard import StepGuard
@@ -90,7 +90,7 @@ class EncodeStage:
         self._threads = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="preprocess")
         self._num_held = 0
         self.num_held_patches = 0
-        self._next_take_s = 0.0
+        self._pause = Pause(self._room)
         self._stop: Stop | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -159,13 +159,12 @@ class EncodeStage:
             await self.step()
 
     def _may_take(self) -> bool:
-        return self._num_held < self._max_held and time.monotonic() >= self._next_take_s
+        return self._num_held < self._max_held and not self._pause.is_on
 
     async def _serve(self, task: EncodeTask, ticket: Ticket) -> None:
         delay_s = take_delay_s(self._num_held + 1, self._stores.encoders())
         if delay_s:
-            self._next_take_s = time.monotonic() + delay_s
-            asyncio.get_running_loop().call_later(delay_s, self._room.notify)
+            self._pause.begin(delay_s)
         await self._held(task, ticket)
 
     @property
