@@ -22,6 +22,7 @@ from shared.model.gpu.tile import IS_INTERPRETED, dot
 WEIGHT_ROWS = 64
 COLUMNS_AT_A_TIME = 128
 PREFETCHED_COLUMNS = 256
+"""Of each row that a program reads first; 512 and more only got into the way of others."""
 
 
 @dataclass(frozen=True, slots=True)

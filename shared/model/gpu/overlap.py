@@ -26,9 +26,11 @@ LINE_BYTES = tl.constexpr(128)
 def launch_options(rows: torch.Tensor) -> dict[str, Any]:
     """Arguments of a launch whose kernel begins with `wait_for_others(overlaps)`.
 
-    Only steps of few rows, the first dimension: between large products it costs more than it saves.
+    Only for few rows (the first dimension) of 16-bit values, whose products overlap as well:
+    between others it costs more than it saves.
     """
-    if rows.shape[0] <= MAX_ROWS and can_overlap(rows.device):
+    is_few = rows.shape[0] <= MAX_ROWS and rows.element_size() == 2
+    if is_few and can_overlap(rows.device):
         return {"overlaps": True, "launch_pdl": True}
     return {"overlaps": False}
 
