@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared.model import norm
+from shared.model.mlp import GatedMlp
 from tests.support.engine import Engine, Running
 from tests.support.exact_reference import make_exact
 from tests.support.models import (
@@ -115,14 +116,15 @@ def test_the_last_layer_gives_only_what_is_asked_for(
     """Packed, and behind cached tokens: as good as the rows of a whole layer, with the same KV."""
     engine = Engine(model_dir_of(family), "float64")
     mlp = engine.model.layers[-1].mlp
-    forward, num_rows = mlp.forward, []
+    called = "in_parts" if isinstance(mlp, GatedMlp) else "forward"
+    forward, num_rows = getattr(mlp, called), []
 
     def counted(hidden: torch.Tensor) -> torch.Tensor:
         num_rows.append(hidden.shape[0])
         result: torch.Tensor = forward(hidden)
         return result
 
-    monkeypatch.setattr(mlp, "forward", counted)
+    monkeypatch.setattr(mlp, called, counted)
     whole, expected_rows = in_slices(engine, prompts_for(family, engine), all_positions=True)
     assert num_rows == [sum(sizes) for sizes in expected_rows]
     num_rows.clear()
