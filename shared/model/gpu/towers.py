@@ -14,6 +14,7 @@ from torch import nn
 
 from shared.model.gpu import fused, varlen
 from shared.model.towers.angles import CosSin, SharedAngles
+from shared.model.towers.attention_maps import AttentionMaps
 from shared.model.towers.joined_mlp import JoinedMlp
 from shared.model.towers.norms import take_norms
 
@@ -33,15 +34,11 @@ def quicken(module: nn.Module) -> None:
         take_norms(module)
 
 
-class PackedAttention(nn.Module):
-    """Takes over the maps of transformers' attention, which is the same in all patch towers."""
+class PackedAttention(AttentionMaps):
+    """Windows by our kernel, longer sequences by torch's."""
 
     def __init__(self, attention: Any, angles: SharedAngles) -> None:
-        super().__init__()
-        self.qkv: nn.Module = attention.qkv
-        self.proj: nn.Module = attention.proj
-        self._num_heads: int = attention.num_heads
-        self._scale: float = attention.scaling
+        super().__init__(attention)
         self._angles = angles
 
     def forward(

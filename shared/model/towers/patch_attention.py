@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from shared.cache.geometry import KvGeometry
@@ -22,6 +21,7 @@ from shared.model.kernels import row_kernels
 from shared.model.kernels.choice import attends_in_pairs
 from shared.model.prompt_attention import PromptPlan
 from shared.model.towers.angles import CosSin, SharedAngles
+from shared.model.towers.attention_maps import AttentionMaps
 
 MAX_PLANS = 4
 """Kept with their pages: pictures of one size come in every layer, whole and in windows."""
@@ -35,15 +35,11 @@ class LayersShare:
         self.paged = lru_cache(MAX_PLANS)(_paged)
 
 
-class PatchAttention(nn.Module):
-    """Takes over the maps of transformers' attention, which is the same in all patch towers."""
+class PatchAttention(AttentionMaps):
+    """Neighbours of one length in one call."""
 
     def __init__(self, attention: Any, share: LayersShare) -> None:
-        super().__init__()
-        self.qkv: nn.Module = attention.qkv
-        self.proj: nn.Module = attention.proj
-        self._num_heads: int = attention.num_heads
-        self._scale: float = attention.scaling
+        super().__init__(attention)
         self._share = share
 
     def forward(
