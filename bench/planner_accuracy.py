@@ -8,9 +8,9 @@ as many cores as there are. Every prompt and picture is new, so that no cache an
 is real.
 
 A machine's speed changes within seconds by more than the aim allows for. So each rate is served in
-chunks of some seconds, all rates in turn, with trials before and after each round; a probe reads
-the speed of the machine all the while, and trials and chunks are simulated at the speed of their
-time. No request of a comparison is part of any trial.
+chunks of some seconds, all rates in turn, with trials before, between and after; a probe reads the
+speed of the machine all the while, and trials and chunks are simulated at the speed of their time.
+No request of a comparison is part of any trial.
 Limits near what a single request takes are missed by every hiccup of the machine, so the shares are
 told for looser ones as well. Other load falsifies results: each round waits for a quiet machine,
 and the share that others took meanwhile is printed. For each rate a table tells where the time
@@ -57,6 +57,8 @@ TARGETS = (0.97, 0.85, 0.5)
 """Shares of good requests that the simulator expects: few wait, the knee, too many come."""
 NUM_ALONE = 3
 """Sets of single requests that give the limits."""
+TRIALS_EVERY = 3
+"""Rounds: most of the time goes to what is compared."""
 KV_BYTES = 512 << 20
 NUM_HALVINGS = 10
 NUM_FORESEEN = 4
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="of the demo model with 1 thread (measured)")
     parser.add_argument("--topology", default="1E 1P 1D", help="workers (1E 1P 1D)")
     parser.add_argument("--cores", type=int, help="of this machine, for everything (all)")
-    parser.add_argument("--rounds", type=int, default=7, help="chunks of each rate (7)")
+    parser.add_argument("--rounds", type=int, default=10, help="chunks of each rate (10)")
     parser.add_argument(
         "--chunk-s", type=float, default=5.0, help="seconds of a chunk, and of a trial's load (5)"
     )
@@ -128,10 +130,11 @@ def measure(options: argparse.Namespace) -> Recording:
         rates = [rate_for(fitted, maker, slo, target, options.chunk_s) for target in TARGETS]
         print(f"rates: {', '.join(f'{each:.2f}' for each in rates)} requests per second")
         rounds = []
-        for _ in track(range(options.rounds), "serving"):
+        for number in track(range(1, options.rounds + 1), "serving"):
             quiet()
             rounds.append([serve(url, maker, probe, rate, options.chunk_s) for rate in rates])
-            sets.append(trials.all())
+            if number % TRIALS_EVERY == 0:
+                sets.append(trials.all())
     return Recording(cluster, model, slo, sets, rounds)
 
 

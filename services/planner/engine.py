@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
+import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
-
-SLICE_S = 0.004
-"""What Linux lets a thread compute while others wait: a tick of its usual 250 a second."""
 
 Action = Callable[[], None]
 Slowness = tuple[float, float]
@@ -147,21 +146,41 @@ class Slots:
             self._num_free += 1
 
 
+class Jitter:
+    """How many times its usual time each step takes: log-normal, 1 in the mean.
+
+    `sigma` is the standard deviation of the logarithm. The same `seed` gives the same sequence.
+    """
+
+    def __init__(self, sigma: float, seed: int) -> None:
+        self._sigma = sigma
+        self._random = random.Random(seed)
+
+    def next(self) -> float:
+        """Of one step."""
+        if not self._sigma:
+            return 1.0
+        return math.exp(self._sigma * (self._random.gauss() - self._sigma / 2))
+
+
 class Device:
     """Computes one step after the other, first come, first served: the stages of a process share
     it. It is a device of its own, or takes its share of a host's cores, where it has `slots` when
-    it is its turn."""
+    it is its turn. Steps are as unequal as `jitter` says."""
 
-    def __init__(self, host: Host, slots: Slots | None = None) -> None:
+    def __init__(
+        self, host: Host, slots: Slots | None = None, jitter: Jitter | None = None
+    ) -> None:
         self._host = host
         self._slots = slots
+        self._jitter = jitter or Jitter(0.0, 0)
         self._waiting: deque[tuple[float, Action]] = deque()
         self._is_busy = False
         self.busy_s = 0.0
 
     def compute(self, seconds: float, done: Action) -> None:
         """Run `done` when the step is computed."""
-        self._waiting.append((seconds, done))
+        self._waiting.append((seconds * self._jitter.next(), done))
         if not self._is_busy:
             self._next()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -129,25 +130,31 @@ async def test_who_gives_up_waiting_leaves_the_line(lock: Path) -> None:
         pass
 
 
-def hold(lock: Path, holds: Event) -> None:
+def hold(lock: Path, num_slots: int, holds: Event) -> None:
     async def turn() -> None:
-        async with CoreTurns(lock).turn():
+        async with CoreTurns(lock, num_slots).turn():
             holds.set()
             await asyncio.sleep(60)
 
     asyncio.run(turn())
 
 
-async def test_the_turn_of_a_process_that_dies_ends(lock: Path) -> None:
+@pytest.mark.parametrize("num_slots", [1, 2])
+async def test_the_turn_of_a_process_that_dies_ends(lock: Path, num_slots: int) -> None:
     context = multiprocessing.get_context("spawn")
     holds = context.Event()
-    process = context.Process(target=hold, args=(lock, holds))
+    process = context.Process(target=hold, args=(lock, num_slots, holds))
     process.start()
     try:
         assert await asyncio.to_thread(holds.wait, 30)
-        process.kill()
-        async with asyncio.timeout(1.5), CoreTurns(lock).turn():
-            pass
+        async with AsyncExitStack() as scope:
+            for _ in range(num_slots - 1):
+                await scope.enter_async_context(CoreTurns(lock, num_slots).turn())
+            waiting = asyncio.create_task(CoreTurns(lock, num_slots).turn().__aenter__())
+            await settled()
+            assert not waiting.done()
+            process.kill()
+            (await asyncio.wait_for(waiting, 1.5)).end()  # before anybody gives up
     finally:
         process.kill()
         process.join()
@@ -160,10 +167,11 @@ async def test_without_a_file_every_turn_is_free(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("num_slots", [1, 2])
 async def test_a_file_that_cannot_be_made_is_no_reason_to_stop(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_slots: int
 ) -> None:
-    turns = CoreTurns(tmp_path / "none" / "cores")
+    turns = CoreTurns(tmp_path / "none" / "cores", num_slots)
     async with turns.turn(), turns.turn():
         pass
     assert len([each for each in caplog.records if "no more turns" in each.message]) == 1
