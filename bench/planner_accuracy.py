@@ -8,8 +8,9 @@ as many cores as there are. Every prompt and picture is new, so that no cache an
 is real.
 
 A machine's speed changes within seconds by more than the aim allows for. So each rate is served in
-chunks of some seconds, all rates in turn, with trials before, between and after; a probe reads the
-speed of the machine all the while, and trials and chunks are simulated at the speed of their time.
+chunks of some seconds, all rates in turn, with trials before and after every third round; a probe
+reads the speed of the machine all the while, and trials and chunks are simulated at the speed of
+their time.
 No request of a comparison is part of any trial.
 Limits near what a single request takes are missed by every hiccup of the machine, so the shares are
 told for looser ones as well. Other load falsifies results: each round waits for a quiet machine,

@@ -11,7 +11,7 @@ from shared.errors import SettingsError
 from shared.runtime.topology import Stages, parse_topology
 
 MAX_JITTER = 2.0
-"""With which a step may take a thousand times its usual time."""
+"""Beyond it a few steps would take nearly all of the time."""
 
 
 @dataclass(frozen=True, slots=True)
