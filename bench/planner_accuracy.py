@@ -10,8 +10,7 @@ is real.
 A machine's speed changes within seconds by more than the aim allows for. So each rate is served in
 chunks of some seconds, all rates in turn, with trials before and after every third round; a probe
 reads the speed of the machine all the while, and trials and chunks are simulated at the speed of
-their time.
-No request of a comparison is part of any trial.
+their time. No request of a comparison is part of any trial.
 Limits near what a single request takes are missed by every hiccup of the machine, so the shares are
 told for looser ones as well. Other load falsifies results: each round waits for a quiet machine,
 and the share that others took meanwhile is printed. For each rate a table tells where the time
@@ -103,7 +102,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Recording:
-    """Trials, a chunk of each rate, trials, and so on."""
+    """Trials, some rounds with a chunk of each rate, trials, and so on."""
     if options.cores is not None:
         os.sched_setaffinity(0, own_cores()[: options.cores])  # children inherit it
     quiet = partial(ForeignLoad().wait_until_quiet, options.max_foreign, options.quiet_wait_s)

@@ -44,9 +44,7 @@ SMALLEST = 1e-5
 LARGEST_SHARE = 0.95
 CPU_WEIGHT = 8.0
 """What cores have to do decides how much load is too much."""
-JITTERS = (0.0, 0.25, 0.5)
-"""Tried one after the other: where steps are unequal, slopes are too rough to find how unequal."""
-NUM_ROUNDS, NUM_MORE_ROUNDS = 18, 6
+NUM_ROUNDS = 18
 LEAST_GAIN = 0.01
 SLOPE_STEP = 0.05
 SLOWED = 0.5
@@ -84,12 +82,8 @@ def calibrated(
     cluster: Cluster, model: PerformanceModel, sets: Sequence[Sequence[Trial]]
 ) -> Calibrated:
     """Values with which all trials together take what they took."""
-    fittings = [_Fitting(replace(cluster, jitter=each), model, sets) for each in JITTERS]
-    guess = fittings[0].improved(fittings[0].start(), NUM_ROUNDS)
-    found = [(fittings[0], guess)]
-    found += [(each, each.improved(guess, NUM_MORE_ROUNDS)) for each in fittings[1:]]
-    best, guess = min(found, key=lambda pair: pair[0].cost(pair[1]))
-    return best.made(guess)
+    fitting = _Fitting(cluster, model, sets)
+    return fitting.made(fitting.improved(fitting.start()))
 
 
 def by_name(sets: Sequence[Sequence[Trial]]) -> Iterator[tuple[str, dict[str, float]]]:
@@ -125,15 +119,10 @@ class _Fitting:
             self._pace_s,
         )
 
-    def cost(self, guess: Floats) -> float:
-        """How far it is from what was measured."""
-        residuals = self._residuals(guess)
-        return float(residuals @ residuals)
-
-    def improved(self, guess: Floats, num_rounds: int) -> Floats:
+    def improved(self, guess: Floats) -> Floats:
         """Some rounds nearer to what was measured."""
         residuals, damping = self._residuals(guess), 0.1
-        for _ in range(num_rounds):
+        for _ in range(NUM_ROUNDS):
             slopes = self._slopes(guess, residuals)
             normal = slopes.T @ slopes + damping * np.eye(len(guess))
             step = np.linalg.solve(normal, -slopes.T @ residuals).clip(-1.0, 1.0)

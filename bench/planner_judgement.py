@@ -107,10 +107,7 @@ def print_fit(fitted: Calibrated, sets: Sequence[Sequence[Trial]]) -> None:
     """The fitted times, and how well they describe the trials."""
     links = fitted.cluster.links
     named = ", ".join(f"{name} {getattr(links, name):.3g}" for name in links.__dataclass_fields__)
-    print(
-        f"links: {named}; full_speed {fitted.cluster.full_speed:.2f}, "
-        f"jitter {fitted.cluster.jitter:.2f}"
-    )
+    print(f"links: {named}; full_speed {fitted.cluster.full_speed:.2f}")
     paces = (
         statistics.mean(each for trial in trials for _, each in fitted.slowness(trial.paces))
         for trials in sets

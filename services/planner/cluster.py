@@ -10,9 +10,6 @@ from services.prefill.settings import SHARED_PASS_TOKENS
 from shared.errors import SettingsError
 from shared.runtime.topology import Stages, parse_topology
 
-MAX_JITTER = 2.0
-"""Beyond it a few steps would take nearly all of the time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Links:
@@ -81,8 +78,7 @@ class Cluster:
 
     `num_cores` is 0 where every worker has a device of its own; else the workers compute on so many
     cores of one machine, and share them with the gateway and the bus. `full_speed` is how fast each
-    of these is while all are busy, next to one that is busy alone. `jitter` is how unequal equal
-    steps are: the standard deviation of the logarithms of their times.
+    of these is while all are busy, next to one that is busy alone.
     """
 
     topology: str
@@ -90,11 +86,8 @@ class Cluster:
     links: Links = field(default_factory=Links)
     num_cores: int = 0
     full_speed: float = 1.0
-    jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.jitter <= MAX_JITTER:
-            raise SettingsError(f"jitter is {self.jitter}: should be 0 to {MAX_JITTER:g}")
         if not 0 < self.full_speed <= 1:
             raise SettingsError(f"full_speed is {self.full_speed}: should be above 0, at most 1")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
-import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -146,41 +144,21 @@ class Slots:
             self._num_free += 1
 
 
-class Jitter:
-    """How many times its usual time each step takes: log-normal, 1 in the mean.
-
-    `sigma` is the standard deviation of the logarithm. The same `seed` gives the same sequence.
-    """
-
-    def __init__(self, sigma: float, seed: int) -> None:
-        self._sigma = sigma
-        self._random = random.Random(seed)
-
-    def next(self) -> float:
-        """Of one step."""
-        if not self._sigma:
-            return 1.0
-        return math.exp(self._sigma * (self._random.gauss() - self._sigma / 2))
-
-
 class Device:
     """Computes one step after the other, first come, first served: the stages of a process share
     it. It is a device of its own, or takes its share of a host's cores, where it has `slots` when
-    it is its turn. Steps are as unequal as `jitter` says."""
+    it is its turn."""
 
-    def __init__(
-        self, host: Host, slots: Slots | None = None, jitter: Jitter | None = None
-    ) -> None:
+    def __init__(self, host: Host, slots: Slots | None = None) -> None:
         self._host = host
         self._slots = slots
-        self._jitter = jitter or Jitter(0.0, 0)
         self._waiting: deque[tuple[float, Action]] = deque()
         self._is_busy = False
         self.busy_s = 0.0
 
     def compute(self, seconds: float, done: Action) -> None:
         """Run `done` when the step is computed."""
-        self._waiting.append((seconds * self._jitter.next(), done))
+        self._waiting.append((seconds, done))
         if not self._is_busy:
             self._next()
 

@@ -14,16 +14,7 @@ from functools import partial
 from services.planner.cluster import Cluster
 from services.planner.decode_side import DecodeSide
 from services.planner.encode_side import EncodeSide
-from services.planner.engine import (
-    Action,
-    Device,
-    Host,
-    Jitter,
-    Slots,
-    Slowness,
-    TaskQueue,
-    Timeline,
-)
+from services.planner.engine import Action, Device, Host, Slots, Slowness, TaskQueue, Timeline
 from services.planner.perf_model import PerformanceModel
 from services.planner.prefill_side import PrefillSide
 from services.planner.request import SimRequest
@@ -95,7 +86,7 @@ class Simulation:
         self._world = World(
             timeline=timeline,
             host=host,
-            gateway=Device(host, jitter=Jitter(cluster.jitter, len(stages))),
+            gateway=Device(host),
             model=model,
             limits=cluster.worker_limits,
             links=cluster.links,
@@ -106,9 +97,7 @@ class Simulation:
             ended=self._ended,
         )
         slots = Slots(cluster.num_cores) if cluster.num_cores else None  # of a thread each
-        self._devices = tuple(
-            Device(host, slots, Jitter(cluster.jitter, n)) for n in range(len(stages))
-        )
+        self._devices = tuple(Device(host, slots) for _ in stages)
         self._pools: list[MeteredPool] = []
         self._prefills: list[PrefillSide] = []
         for worker, hosted in enumerate(stages):

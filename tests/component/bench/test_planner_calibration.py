@@ -113,13 +113,6 @@ def test_a_fitted_simulator_foresees_another_load(sets: list[list[Trial]]) -> No
             statistics.median(getattr(each, name) for each in side) for side in (truth, told)
         )
         assert foreseen == pytest.approx(real, rel=0.12)
-    assert fitted.cluster.jitter == 0.0
-
-
-def test_how_unequal_steps_are_is_found(sets: list[list[Trial]]) -> None:
-    unequal = replace(TRUE, cluster=replace(TRUTH, jitter=0.5))
-    cluster = Cluster("1E 1P 1D", links=LINKS, num_cores=2, full_speed=0.8)
-    assert calibrated(cluster, MODEL, unequal.simulated(sets)).cluster.jitter > 0
 
 
 def test_a_slower_machine_takes_longer_for_everything(sets: list[list[Trial]]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from functools import partial
 
 import pytest
 
-from services.planner.engine import Device, Host, Jitter, Slots, Timeline
+from services.planner.engine import Device, Host, Slots, Timeline
 
 
 def ends(num_cores: int, *jobs: tuple[float, float], full_speed: float = 1.0) -> list[float]:
@@ -84,25 +82,3 @@ def test_a_hop_leaves_the_core_to_others_while_it_waits() -> None:
     assert [name for name, _ in seen] == ["hop", "work"]
     assert [at_s for _, at_s in seen] == pytest.approx([0.005, 0.006])
     assert host.busy_s == pytest.approx(0.006)
-
-
-def test_steps_are_unequal_about_their_usual_time() -> None:
-    times = [jitter.next() for jitter in [Jitter(0.5, 1)] for _ in range(20_000)]
-    assert statistics.mean(times) == pytest.approx(1.0, abs=0.02)
-    assert statistics.median(times) == pytest.approx(math.exp(-0.125), abs=0.02)
-    assert statistics.stdev(map(math.log, times)) == pytest.approx(0.5, abs=0.01)
-
-
-def test_a_device_is_as_unequal_as_its_jitter_and_the_same_each_time() -> None:
-    runs = []
-    for _ in range(2):
-        timeline, found = Timeline(), []
-        device = Device(Host(timeline, 1), jitter=Jitter(0.5, 3))
-        for _ in range(3):
-            device.compute(1.0, lambda seen=found, at=timeline: seen.append(at.now_s))
-        timeline.run()
-        runs.append(found)
-    wanted = Jitter(0.5, 3)
-    steps = [wanted.next() for _ in range(3)]
-    assert runs[0] == runs[1] == pytest.approx([sum(steps[: n + 1]) for n in range(3)])
-    assert len(set(steps)) == 3

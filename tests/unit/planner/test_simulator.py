@@ -222,21 +222,6 @@ def test_every_request_ends_once_and_the_pools_are_empty(topology: str, num_bloc
         assert pool.peak_used <= num_blocks
 
 
-def test_unequal_steps_make_tails_and_the_same_ones_each_time() -> None:
-    arrivals = poisson(MIX, rate_per_s=0.4, num_requests=200, seed=1)
-    equal, unequal, again = (
-        sorted(
-            each.ttft_s or 0.0
-            for each in simulate(Cluster("1E 1P 1D", jitter=jitter), MODEL, arrivals).requests
-        )
-        for jitter in (0.0, 0.6, 0.6)
-    )
-    assert unequal == again != equal
-    assert unequal[180] > 1.1 * equal[180]  # nine of ten are quicker
-    with pytest.raises(SettingsError, match=r"jitter is 2\.5: should be 0 to 2"):
-        Cluster("1E 1P 1D", jitter=2.5)
-
-
 def test_the_same_seed_gives_the_same_result() -> None:
     def times(seed: int) -> list[tuple[float | None, float | None]]:
         arrivals = poisson(MIX, rate_per_s=4.0, num_requests=80, seed=seed)
